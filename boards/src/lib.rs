@@ -1,0 +1,1 @@
+//! Board profiles as data, detection, bundles.

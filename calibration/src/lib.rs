@@ -1,0 +1,1 @@
+//! Picture folders, observers and statistics with bounded memory.

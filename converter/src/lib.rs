@@ -1,0 +1,1 @@
+//! ONNX in, small and fast ONNX out, passes, evaluation, the vedge command line.

@@ -1,0 +1,13 @@
+//! Runs converted vision transformers: load, lower to integer operators, preprocess, classify.
+//!
+//! The same code decides on the workstation (calibration, evaluation) and on the board.
+
+pub mod error;
+pub mod files;
+pub mod model;
+pub mod onnx;
+pub mod session;
+
+pub use error::{Error, Result};
+pub use model::card::Card;
+pub use session::{Options, Session};

@@ -1,0 +1,1 @@
+//! Whole-product cases, reference data, benchmarks.
