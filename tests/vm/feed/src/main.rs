@@ -1,0 +1,124 @@
+//! `feed OUTPUT CAPTURE FOURCC WIDTHxHEIGHT FRAME`: plays the raw frame in the file FRAME into vivid's output node until it
+//! is killed; with vivid's loop on, capturing from CAPTURE at the same format and size gives exactly these bytes.
+//! Prints `feeding` on stdout once frames flow.
+
+use anyhow::{Context, Result, bail};
+use memmap2::{MmapMut, MmapOptions};
+use std::io::{self, Write};
+use std::os::raw::{c_int, c_void};
+use std::time::Duration;
+use v4l::control::{Control, Value};
+use v4l::v4l_sys::{v4l2_buffer, v4l2_requestbuffers};
+use v4l::v4l2::vidioc::{
+    _IOC_TYPE as Request, VIDIOC_DQBUF, VIDIOC_QBUF, VIDIOC_QUERYBUF, VIDIOC_REQBUFS, VIDIOC_S_INPUT, VIDIOC_STREAMON,
+};
+use v4l::video::Output;
+use v4l::{Device, FourCC};
+
+/// `V4L2_BUF_TYPE_VIDEO_OUTPUT`, `V4L2_MEMORY_MMAP` and `V4L2_FIELD_NONE` of videodev2.h.
+const VIDEO_OUTPUT: u32 = 2;
+const MEMORY_MMAP: u32 = 1;
+const FIELD_NONE: u32 = 1;
+/// Of vivid's two capture inputs the one that its output loops back to (HDMI; 0 is a webcam with a test pattern).
+const LOOPED_INPUT: c_int = 1;
+/// vivid stops delivering with fewer buffers queued.
+const BUFFERS: u32 = 4;
+
+fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [output, capture, fourcc, size, frame] = args.as_slice() else {
+        eprintln!("usage: feed OUTPUT CAPTURE FOURCC WIDTHxHEIGHT FRAME");
+        std::process::exit(2);
+    };
+    let fourcc: [u8; 4] = fourcc.as_bytes().try_into().with_context(|| format!("{fourcc} is not a fourcc"))?;
+    let (width, height) = size.split_once('x').with_context(|| format!("{size} is not WIDTHxHEIGHT"))?;
+    let frame = std::fs::read(frame).with_context(|| format!("reading {frame}"))?;
+
+    let out = Device::with_path(output).with_context(|| format!("opening {output}"))?;
+    let cap = Device::with_path(capture).with_context(|| format!("opening {capture}"))?;
+    set_format(&out, FourCC::new(&fourcc), width.parse()?, height.parse()?, frame.len())?;
+    let mut input = LOOPED_INPUT;
+    ioctl(&cap, VIDIOC_S_INPUT, &mut input).with_context(|| format!("input {LOOPED_INPUT} of {capture}"))?;
+    let looped =
+        set_control(&out, "Loop Video", Value::Boolean(true))? | set_control(&cap, "Loop Video", Value::Boolean(true))?;
+    if !looped {
+        bail!("neither {output} nor {capture} has the control Loop Video: is it vivid?");
+    }
+    set_control(&cap, "OSD Text Mode", Value::Integer(2))?; // no text over the picture
+    drop(cap);
+    play(&out, &frame)
+}
+
+/// Asks for a format and insists on it.
+fn set_format(out: &Device, fourcc: FourCC, width: u32, height: u32, bytes: usize) -> Result<()> {
+    let mut format = Output::format(out)?;
+    (format.width, format.height, format.fourcc) = (width, height, fourcc);
+    (format.stride, format.size) = (0, 0); // else the driver keeps a larger old stride
+    let got = Output::set_format(out, &format)?;
+    if (got.width, got.height, got.fourcc, got.size as usize) != (width, height, fourcc, bytes) {
+        bail!(
+            "{width}x{height} {fourcc} with frames of {bytes} bytes: the driver offers {}x{} {} with {} bytes",
+            got.width,
+            got.height,
+            got.fourcc,
+            got.size
+        );
+    }
+    Ok(())
+}
+
+/// Sets the control of this name; false when the device has none.
+fn set_control(device: &Device, name: &str, value: Value) -> Result<bool> {
+    let Some(control) = device.query_controls()?.into_iter().find(|c| c.name == name) else { return Ok(false) };
+    device.set_control(Control { id: control.id, value }).with_context(|| format!("setting {name}"))?;
+    Ok(true)
+}
+
+/// Streams the frame for ever with every buffer but one queued: the `v4l` crate's output stream queues one at a time, which
+/// a non-blocking vivid answers with EAGAIN.
+fn play(out: &Device, frame: &[u8]) -> Result<()> {
+    // SAFETY: a plain C struct of integers, for which all bytes zero is a valid value.
+    let mut request: v4l2_requestbuffers = unsafe { std::mem::zeroed() };
+    (request.count, request.type_, request.memory) = (BUFFERS, VIDEO_OUTPUT, MEMORY_MMAP);
+    ioctl(out, VIDIOC_REQBUFS, &mut request)?;
+    let mut maps: Vec<MmapMut> = Vec::new();
+    for index in 0..request.count {
+        let mut buffer = v4l2_buffer { index, ..descriptor() };
+        ioctl(out, VIDIOC_QUERYBUF, &mut buffer)?;
+        // SAFETY: the driver filled the descriptor for memory mapping, so `offset` is the live member of the union; the
+        // buffer is mapped once, and the driver only reads it.
+        let mut map = unsafe {
+            let offset = u64::from(buffer.m.offset);
+            MmapOptions::new().offset(offset).len(buffer.length as usize).map_mut(out.handle().fd())?
+        };
+        map[..frame.len()].copy_from_slice(frame);
+        maps.push(map);
+        queue(out, index, frame.len())?;
+    }
+    let mut kind = VIDEO_OUTPUT as c_int;
+    ioctl(out, VIDIOC_STREAMON, &mut kind)?;
+    println!("feeding");
+    io::stdout().flush()?;
+    loop {
+        let mut buffer = descriptor();
+        match ioctl(out, VIDIOC_DQBUF, &mut buffer) {
+            Ok(()) => queue(out, buffer.index, frame.len())?,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => std::thread::sleep(Duration::from_millis(2)),
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+fn queue(out: &Device, index: u32, bytes: usize) -> io::Result<()> {
+    ioctl(out, VIDIOC_QBUF, &mut v4l2_buffer { index, bytesused: bytes as u32, field: FIELD_NONE, ..descriptor() })
+}
+
+fn descriptor() -> v4l2_buffer {
+    // SAFETY: a plain C struct of integers and a union of integers and pointers, for which all bytes zero is a valid value.
+    v4l2_buffer { type_: VIDEO_OUTPUT, memory: MEMORY_MMAP, ..unsafe { std::mem::zeroed() } }
+}
+
+fn ioctl<T>(device: &Device, request: Request, argument: &mut T) -> io::Result<()> {
+    // SAFETY: every caller passes the structure that belongs to the request; the kernel reads and writes inside it.
+    unsafe { v4l::v4l2::ioctl(device.handle().fd(), request, (argument as *mut T).cast::<c_void>()) }
+}

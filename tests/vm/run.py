@@ -1,0 +1,159 @@
+"""The board program on a real V4L2 driver: an arm64 virtual machine whose virtual camera shows known pictures.
+
+Usage: run.py --board VEDGE_RUN --feed FEED --host VEDGE_RUN --model MODEL.onnx [--cpu cortex-a72] [--work target/vm]
+
+Boots Debian's arm64 kernel with the driver vivid under qemu-system-aarch64, plays shipped test pictures into its output
+node (tests/vm/feed), captures them from /dev/video0 with the board program, one pixel format after the other, and compares
+every label with the picture's class and with what the same program says here for the same picture from a file.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from initramfs import initramfs
+from PIL import Image
+
+HERE = Path(__file__).resolve().parent
+PICTURES = HERE.parents[1] / "models" / "fashion" / "test"
+WIDTH, HEIGHT = 320, 240
+FRAMES = 4
+# Pixel format and picture: each format the board program reads and vivid has, pictures of different classes.
+CASES = [
+    ("RGB3", "1_trouser/00002.png"),
+    ("RGB3", "9_ankle-boot/00000.png"),
+    ("YUYV", "8_bag/00030.png"),
+    ("NV12", "7_sneaker/00009.png"),
+    ("GREY", "5_sandal/00008.png"),
+]
+
+
+def raw_frame(picture, fourcc):
+    """Bytes of an RGB picture in a pixel format; YUV is BT.601, limited range."""
+    rgb = np.asarray(picture, np.float32)
+    if fourcc == "RGB3":
+        return rgb.astype(np.uint8).tobytes()
+    r, g, b = rgb[..., 0], rgb[..., 1], rgb[..., 2]
+    grey = 0.299 * r + 0.587 * g + 0.114 * b
+    if fourcc == "GREY":
+        return grey.round().astype(np.uint8).tobytes()
+    y = (16 + grey * 219 / 255).round().astype(np.uint8)
+    u = 128 + (b - grey) * (224 / 255 / 1.772)
+    v = 128 + (r - grey) * (224 / 255 / 1.402)
+    if fourcc == "YUYV":
+        halves = [((c[:, ::2] + c[:, 1::2]) / 2).round().astype(np.uint8) for c in (u, v)]
+        return np.stack([y[:, ::2], halves[0], y[:, 1::2], halves[1]], axis=-1).tobytes()
+    if fourcc == "NV12":
+        quarters = [c.reshape(HEIGHT // 2, 2, WIDTH // 2, 2).mean((1, 3)).round().astype(np.uint8) for c in (u, v)]
+        return y.tobytes() + np.stack(quarters, axis=-1).tobytes()
+    raise SystemExit(f"{fourcc}: no such pixel format here")
+
+
+def modules(kernel):
+    """vivid and what it needs, in the order of loading."""
+    version = next((kernel / "lib" / "modules").iterdir()).name
+    listing = subprocess.run(
+        ["modprobe", "-d", kernel, "-S", version, "--show-depends", "vivid"], check=True, capture_output=True, text=True
+    ).stdout
+    paths = [line.split()[1] for line in listing.splitlines() if line.startswith("insmod")]
+    return [Path(path) for path in dict.fromkeys(paths)]
+
+
+def top_label(line):
+    """First label of one frame's JSON line."""
+    return json.loads(line)["top"][0]["label"]
+
+
+def job(cases):
+    """The guest's shell script: one section for each case between @case and @status lines."""
+    lines = ["cd /data"]
+    for index, (fourcc, _, _) in enumerate(cases):
+        uri = f"v4l2:///dev/video0?format={fourcc}&size={WIDTH}x{HEIGHT}"
+        lines += [
+            f"/bin/feed /dev/video1 /dev/video0 {fourcc} {WIDTH}x{HEIGHT} {index}.raw >/tmp/feed 2>&1 &",
+            "feeder=$!",
+            "for i in 1 2 3 4 5 6 7 8 9 10; do grep -q feeding /tmp/feed && break; sleep 0.2; done",
+            f"echo @case {index}",
+            f"timeout 60 /bin/vedge-run model.onnx '{uri}' --top 1 --max-frames {FRAMES}",
+            "echo @status $?",
+            "sed 's/^/@feed /' /tmp/feed; kill $feeder; wait $feeder 2>/dev/null",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def boot(cpu, kernel, image):
+    """Console output of the machine; ends with its power-off."""
+    command = ["qemu-system-aarch64", "-M", "virt", "-cpu", cpu, "-smp", "2", "-m", "512", "-nodefaults", "-no-reboot"]
+    command += ["-display", "none", "-serial", "stdio", "-kernel", next((kernel / "boot").glob("vmlinuz-*"))]
+    command += ["-initrd", image, "-append", "console=ttyAMA0 quiet panic=-1"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=300)
+    return (done.stdout + done.stderr).replace("\r", "")
+
+
+def sections(console):
+    """Lines and exit status of each case."""
+    found, current = {}, None
+    for line in console.splitlines():
+        if line.startswith("@case "):
+            current = found.setdefault(int(line.split()[1]), {"lines": [], "status": None})
+        elif line.startswith("@status ") and current is not None:
+            current["status"] = int(line.split()[1])
+            current = None
+        elif current is not None:
+            current["lines"].append(line)
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(usage=__doc__)
+    for name in ("board", "feed", "host", "model"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--cpu", default="cortex-a72")
+    parser.add_argument("--work", type=Path, default=Path("target/vm"))
+    args = parser.parse_args()
+
+    subprocess.run([HERE / "fetch", args.work], check=True)
+    frames = args.work / "frames"
+    frames.mkdir(exist_ok=True)
+    files = {"init": HERE / "init", "bin/busybox": args.work / "busybox" / "bin" / "busybox"}
+    files |= {"bin/vedge-run": args.board, "bin/feed": args.feed, "data/model.onnx": args.model}
+    cases = []
+    for index, (fourcc, name) in enumerate(CASES):
+        picture = Image.open(PICTURES / name).convert("RGB").resize((WIDTH, HEIGHT), Image.BILINEAR)
+        still, raw = frames / f"{index}.png", frames / f"{index}.raw"
+        picture.save(still)
+        raw.write_bytes(raw_frame(picture, fourcc))
+        files[f"data/{index}.raw"] = raw
+        here = subprocess.run([args.host, args.model, still, "--top", "1"], check=True, capture_output=True, text=True)
+        cases.append((fourcc, name, top_label(here.stdout.splitlines()[0])))
+
+    loaded = modules(args.work / "kernel")
+    files |= {f"modules/{path.name}": path for path in loaded}
+    texts = {"modules/list": "".join(f"{path.name}\n" for path in loaded), "job": job(cases)}
+    image = args.work / "initramfs.cpio.gz"
+    image.write_bytes(initramfs(files, texts, links={"bin/sh": "busybox"}))
+
+    start = time.time()
+    console = boot(args.cpu, args.work / "kernel", image)
+    (args.work / "console.log").write_text(console)
+    found, failures = sections(console), 0
+    for index, (fourcc, name, here) in enumerate(cases):
+        section = found.get(index, {"lines": [], "status": None})
+        labels = [top_label(line) for line in section["lines"] if line.startswith("{")]
+        # A class folder is `<index>_<label>`; labels may be the folder's name or what follows the index.
+        expected = name.split("/")[0]
+        good = section["status"] == 0 and labels == [here] * FRAMES and here in (expected, expected.split("_", 1)[1])
+        failures += not good
+        print(f"{'ok    ' if good else 'FAILED'} {fourcc} {name}: {labels} (status {section['status']}), from a file: {here}")
+    if failures:
+        print(f"\nconsole of the virtual machine ({args.work / 'console.log'}):\n{console[-4000:]}", file=sys.stderr)
+        raise SystemExit(f"{failures} of {len(cases)} camera cases failed on {args.cpu}")
+    print(f"{len(cases)} camera cases on {args.cpu}: booted and done in {time.time() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
