@@ -2,11 +2,14 @@
 //!
 //! The same code decides on the workstation (calibration, evaluation) and on the board.
 
+pub mod classify;
 pub mod error;
 pub mod files;
 pub mod model;
 pub mod onnx;
+pub mod preprocess;
 pub mod session;
+pub mod source;
 
 pub use error::{Error, Result};
 pub use model::card::Card;

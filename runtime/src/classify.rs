@@ -1,0 +1,132 @@
+//! Logits to labels.
+
+use crate::error::{Error, Result};
+use crate::model::card::Card;
+use crate::session::Session;
+use ndarray::ArrayD;
+
+/// One class of an answer.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Class {
+    /// Its label, or the index as text where the model has no label for it.
+    pub label: String,
+    /// Its index in the output.
+    pub index: usize,
+    /// Its probability, 0…1.
+    pub p: f32,
+}
+
+/// Turns a model's output into classes.
+#[derive(Clone, Debug)]
+pub struct Classifier {
+    output: usize,
+    probabilities: bool,
+    labels: Vec<String>,
+}
+
+impl Classifier {
+    /// Reads what the output means from the model's card.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] without a card or when the model is no classifier, [`Error::BadModel`] when the card
+    /// names an output that the model does not have.
+    pub fn of(session: &Session) -> Result<(Classifier, Card)> {
+        let card = session.card().cloned().ok_or_else(|| Error::Unsupported {
+            what: "the model has no card: how pictures become its input and what its output means is unknown".into(),
+            hint: "convert it first: vedge convert MODEL -o OUT (infer and bench work without a card)".into(),
+        })?;
+        let probabilities = match card.output.kind.as_str() {
+            "logits" => false,
+            "probabilities" => true,
+            kind => {
+                return Err(Error::Unsupported {
+                    what: format!("the model's output `{}` holds {kind}, not classes", card.output.name),
+                    hint: "read it with: vedge-run infer MODEL --input x.npy --output y.npy".into(),
+                });
+            }
+        };
+        let output = session.outputs().iter().position(|o| *o == card.output.name).ok_or_else(|| {
+            let (name, has) = (&card.output.name, session.outputs().join(", "));
+            Error::BadModel(format!("the card names output `{name}`, the model has {has}"))
+        })?;
+        Ok((Classifier { output, probabilities, labels: card.labels.clone() }, card))
+    }
+
+    /// The `k` most likely classes, best first, from the session's outputs.
+    ///
+    /// # Errors
+    /// [`Error::Engine`] when a value is NaN or infinite, [`Error::Shape`] when there is none.
+    pub fn top(&self, outputs: &[ArrayD<f32>], k: usize) -> Result<Vec<Class>> {
+        let output = outputs
+            .get(self.output)
+            .ok_or_else(|| Error::Engine(format!("{} outputs, expected number {}", outputs.len(), self.output)))?;
+        let values: Vec<f32> = output.iter().copied().collect();
+        let probabilities = if self.probabilities { checked(values)? } else { softmax(&checked(values)?) };
+        let mut order: Vec<usize> = (0..probabilities.len()).collect();
+        // ties: the lower index first
+        order.sort_by(|&a, &b| probabilities[b].total_cmp(&probabilities[a]));
+        order.truncate(k);
+        let label = |i: usize| self.labels.get(i).cloned().unwrap_or_else(|| i.to_string());
+        Ok(order.into_iter().map(|index| Class { label: label(index), index, p: probabilities[index] }).collect())
+    }
+}
+
+/// Refuses an output that holds NaN or infinity, or nothing.
+fn checked(values: Vec<f32>) -> Result<Vec<f32>> {
+    if values.is_empty() {
+        return Err(Error::Shape("the model's output is empty".into()));
+    }
+    match values.iter().position(|v| !v.is_finite()) {
+        Some(i) => Err(Error::Engine(format!("the model's output {i} is {}: it cannot be trusted", values[i]))),
+        None => Ok(values),
+    }
+}
+
+/// Softmax, stable for large logits.
+pub fn softmax(logits: &[f32]) -> Vec<f32> {
+    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let exp: Vec<f64> = logits.iter().map(|l| f64::from(l - most).exp()).collect();
+    let sum: f64 = exp.iter().sum();
+    exp.iter().map(|e| (e / sum) as f32).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn classifier(probabilities: bool) -> Classifier {
+        Classifier { output: 0, probabilities, labels: vec!["a".into(), "b".into()] }
+    }
+
+    fn output(values: &[f32]) -> Vec<ArrayD<f32>> {
+        vec![ArrayD::from_shape_vec(ndarray::IxDyn(&[1, values.len()]), values.to_vec()).unwrap()]
+    }
+
+    #[test]
+    fn best_first_with_labels_and_indices() {
+        let top = classifier(false).top(&output(&[1.0, 3.0, 2.0]), 2).unwrap();
+        assert_eq!((top[0].label.as_str(), top[0].index), ("b", 1));
+        assert_eq!((top[1].label.as_str(), top[1].index), ("2", 2));
+        assert!((top[0].p - 0.665_241).abs() < 1e-5);
+        assert_eq!(classifier(false).top(&output(&[1.0, 1.0]), 9).unwrap()[0].index, 0);
+    }
+
+    #[test]
+    fn probabilities_are_not_softmaxed_again() {
+        assert_eq!(classifier(true).top(&output(&[0.25, 0.75]), 1).unwrap()[0].p, 0.75);
+    }
+
+    #[test]
+    fn large_logits_do_not_overflow() {
+        assert_eq!(softmax(&[1e30, 0.0]), [1.0, 0.0]);
+    }
+
+    #[test]
+    fn nan_is_an_error() {
+        for bad in [f32::NAN, f32::INFINITY] {
+            let e = classifier(false).top(&output(&[0.0, bad]), 1).unwrap_err();
+            assert!(e.to_string().contains("output 1"), "{e}");
+        }
+        assert!(classifier(false).top(&output(&[]), 1).is_err());
+    }
+}

@@ -1,0 +1,80 @@
+#!/usr/bin/env python3
+"""Makes pictures/: small pictures in every kind of file that vedge reads, and what Pillow makes of them.
+
+Needs pillow and numpy. Deterministic; run it again only to add cases, and commit what it writes.
+  NAME.{png,jpg}   the picture           NAME.npy        uint8 [H, W, 3] by Image.open(NAME).convert("RGB")
+  resize_*.npy     uint8 [H, W, 3]: photo.png resized (and cropped as torchvision does) by Pillow
+"""
+import pathlib, struct, zlib
+import numpy as np
+from PIL import Image
+
+HERE = pathlib.Path(__file__).parent / "pictures"
+
+
+def photo(width, height):
+    """Smooth areas, edges and fine texture, different in each channel."""
+    y, x = np.mgrid[0:height, 0:width]
+    r = 128 + 100 * np.sin(x / 9) * np.cos(y / 7)
+    g = np.where((x // 11 + y // 13) % 2 == 0, 40, 220) + 20 * np.sin(x * 1.7)
+    b = 255 * x / width * (1 - y / height) + 30 * ((x * 7 + y * 3) % 5 == 0)
+    return np.clip(np.stack([r, g, b], -1), 0, 255).astype(np.uint8)
+
+
+def png16(path, samples):
+    """Pillow does not write 16-bit RGB: a PNG by hand. samples: uint16 [H, W, C]."""
+    h, w, c = samples.shape
+    chunk = lambda t, d: struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d))
+    rows = b"".join(b"\0" + samples[y].astype(">u2").tobytes() for y in range(h))
+    header = struct.pack(">IIBBBBB", w, h, 16, {1: 0, 3: 2, 4: 6}[c], 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b""))
+
+
+def keep(name, picture=None, **options):
+    path = HERE / name
+    if picture is not None:
+        picture.save(path, **options)
+    np.save(path.with_suffix(".npy"), np.asarray(Image.open(path).convert("RGB")))
+
+
+def main():
+    HERE.mkdir(exist_ok=True)
+    small = photo(29, 22)
+    rgb = Image.fromarray(small)
+    alpha = Image.fromarray((small[..., 0] // 2).astype(np.uint8))
+    keep("rgb.png", rgb)
+    keep("grey.png", rgb.convert("L"))
+    keep("one_bit.png", rgb.convert("1"))
+    keep("palette.png", rgb.quantize(16))
+    keep("palette_transparent.png", rgb.quantize(16), transparency=3)
+    rgba = rgb.copy(); rgba.putalpha(alpha)
+    keep("rgba.png", rgba)
+    la = rgb.convert("L"); la.putalpha(alpha)
+    keep("grey_alpha.png", la)
+    png16(HERE / "rgb16.png", small.astype(np.uint16) * 256 + 77)
+    keep("rgb16.png")
+    # Pillow clips 16-bit grey; the expectation is the high byte
+    grey = small[..., :1]
+    png16(HERE / "grey16.png", grey.astype(np.uint16) * 256 + 200)
+    np.save(HERE / "grey16.npy", np.repeat(grey, 3, -1))
+    keep("baseline.jpg", rgb, quality=92, subsampling=0)
+    keep("subsampled.jpg", rgb, quality=92, subsampling=2)
+    keep("progressive.jpg", rgb, quality=92, progressive=True)
+    keep("grey_jpeg.jpg", rgb.convert("L"), quality=92)
+    keep("cmyk.jpg", rgb.convert("CMYK"), quality=92)
+    keep("standard_tables.jpg", rgb, quality=75, optimize=False)
+    exif = Image.Exif(); exif[0x0112] = 6
+    keep("rotated.jpg", rgb, quality=92, exif=exif)
+
+    big = Image.fromarray(photo(97, 73)); big.save(HERE / "photo.png")
+    filters = {"bilinear": Image.BILINEAR, "bicubic": Image.BICUBIC}
+    for name, f in filters.items():
+        for side, crop in ((32, 0.875), (64, 1.0), (120, 0.9)):
+            short = int(side / crop)
+            resized = big.resize((int(short * 97 / 73), short), f)
+            top, left = round((resized.height - side) / 2), round((resized.width - side) / 2)
+            np.save(HERE / f"resize_crop_{name}_{side}.npy", np.asarray(resized)[top : top + side, left : left + side])
+        np.save(HERE / f"resize_squash_{name}_48x40.npy", np.asarray(big.resize((48, 40), f)))
+
+
+main()
