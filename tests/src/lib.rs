@@ -1,1 +1,3 @@
 //! Whole-product cases, reference data, benchmarks.
+
+pub mod zoo;
