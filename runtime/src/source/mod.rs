@@ -3,6 +3,7 @@
 mod files;
 mod synthetic;
 pub mod uri;
+pub mod v4l2;
 
 use crate::error::Result;
 use crate::preprocess::{Picture, RawFrame, decode_bytes};
@@ -74,13 +75,9 @@ pub trait FrameSource: Send {
 /// # Errors
 /// No such file, no picture in a folder, no such camera, or a camera that does not offer what was asked for.
 pub fn open(uri: &Uri, input: (usize, usize)) -> Result<Box<dyn FrameSource>> {
-    let _ = input;
     Ok(match uri {
         Uri::Path(path) => Box::new(files::Files::open(path)?),
         Uri::Synthetic(options) => Box::new(synthetic::Synthetic::new(options)),
-        Uri::Camera(camera) => {
-            let what = format!("{}: cameras are not built in yet", camera.device.display());
-            return Err(crate::Error::Source { what, hint: String::new() });
-        }
+        Uri::Camera(camera) => Box::new(v4l2::V4l2::open(camera, input)?),
     })
 }

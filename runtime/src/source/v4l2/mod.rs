@@ -1,0 +1,297 @@
+//! Cameras through Video4Linux2.
+
+mod choose;
+mod device;
+mod stream;
+
+use super::{Frame, FrameSource, Pixels, uri};
+use crate::error::{Error, Result};
+use crate::preprocess::{PixelFormat, RawFrame};
+use choose::{Offer, choose, is_bayer};
+use device::{Device, Negotiated};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+use stream::Stream;
+
+/// How long a camera may give no frame.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Damaged frames in a row that end the stream.
+const MOST_DAMAGED: u64 = 30;
+
+/// A streaming camera.
+pub struct V4l2 {
+    stream: Stream,
+    device: PathBuf,
+    format: PixelFormat,
+    negotiated: Negotiated,
+    rate: Option<f64>,
+    sequence: Option<u32>,
+}
+
+/// A video device as `vedge-run cameras` lists it.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Listed {
+    /// Device node.
+    pub device: PathBuf,
+    /// Name of the camera; empty when it cannot be opened.
+    pub name: String,
+    /// Kernel driver.
+    pub driver: String,
+    /// Bus address.
+    pub bus: String,
+    /// Formats with their sizes.
+    pub formats: Vec<ListedFormat>,
+    /// Whether vedge can take pictures from it.
+    pub usable: bool,
+    /// Why not, and what to do; empty when usable.
+    pub problem: String,
+}
+
+/// One format of a [`Listed`] device.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct ListedFormat {
+    /// Four-character code.
+    pub fourcc: String,
+    /// Whether vedge converts it.
+    pub supported: bool,
+    /// Sizes, `640x480`, or ranges of them.
+    pub sizes: Vec<String>,
+}
+
+impl V4l2 {
+    /// Opens a camera, sets format, size and rate, and starts streaming.
+    ///
+    /// # Errors
+    /// [`Error::Source`]: no such device, no permission, in use, not a camera, only Bayer formats, or it does not
+    /// offer what is asked for.
+    pub fn open(wanted: &uri::Camera, input: (usize, usize)) -> Result<V4l2> {
+        let path = wanted.device.as_path();
+        let device = Device::open(path).map_err(|e| cannot_open(path, &e))?;
+        let (offers, fourccs) = offers(path, &device)?;
+        let fastest = |format: PixelFormat, size| device.fastest(format.fourcc(), size);
+        let (format, size) =
+            choose(&offers, wanted, input, fastest).ok_or_else(|| not_offered(path, wanted, &offers, &fourccs))?;
+        let fourcc = offered_code(format, &fourccs);
+        let negotiated = device.set_format(fourcc, size).map_err(|e| failed(path, "cannot set the format", &e))?;
+        let substituted = negotiated.fourcc != fourcc;
+        if substituted || (wanted.size.is_some() && (negotiated.width, negotiated.height) != size) {
+            let got = format!("{} {}x{}", negotiated.fourcc, negotiated.width, negotiated.height);
+            let what = format!("{}: asked for {fourcc} {}x{}, the driver sets {got}", path.display(), size.0, size.1);
+            return Err(Error::Source { what, hint: offers_text(&offers) });
+        }
+        let rate = set_rate(path, &device, wanted.fps)?;
+        let stream = Stream::start(device).map_err(|e| failed(path, "cannot start streaming", &e))?;
+        Ok(V4l2 { stream, device: path.into(), format, negotiated, rate, sequence: None })
+    }
+}
+
+impl FrameSource for V4l2 {
+    fn next(&mut self) -> Result<Option<Frame>> {
+        let (mut skipped, mut damaged) = (0, 0);
+        loop {
+            let captured = self.stream.next(PATIENCE).map_err(|e| failed(&self.device, "no frame", &e))?;
+            let begin = Instant::now();
+            // Frames that the driver itself lost show as a gap; stale ones are in the gap too, where it counts at all.
+            let gap = self.sequence.map_or(0, |last| u64::from(captured.sequence.wrapping_sub(last).saturating_sub(1)));
+            skipped += captured.stale.max(if gap < 10_000 { gap } else { 0 });
+            self.sequence = Some(captured.sequence);
+            if captured.damaged {
+                (skipped, damaged) = (skipped + 1, damaged + 1);
+                if damaged >= MOST_DAMAGED {
+                    let what = format!("{}: {damaged} damaged frames in a row", self.device.display());
+                    let hint = "check the cable, or try a smaller size: v4l2://DEVICE?size=320x240".into();
+                    return Err(Error::Source { what, hint });
+                }
+                continue;
+            }
+            let raw = RawFrame {
+                width: self.negotiated.width as usize,
+                height: self.negotiated.height as usize,
+                stride: if self.format == PixelFormat::Mjpg { 0 } else { self.negotiated.stride as usize },
+                format: self.format,
+                matrix: self.negotiated.matrix,
+                bytes: captured.bytes,
+            };
+            let (pixels, time) = (Pixels::Raw(raw), SystemTime::now());
+            return Ok(Some(Frame { pixels, file: None, time, capture: begin.elapsed(), skipped }));
+        }
+    }
+
+    fn describe(&self) -> String {
+        let n = &self.negotiated;
+        let rate = self.rate.map(|r| format!(" at {r:.4} frames a second")).unwrap_or_default();
+        format!("{} {} {}x{}{}", self.device.display(), n.fourcc, n.width, n.height, rate.replace(".0000 ", " "))
+    }
+
+    fn is_live(&self) -> bool {
+        true
+    }
+}
+
+/// Every video device of this machine that captures, or that cannot be opened.
+pub fn list() -> Vec<Listed> {
+    let number = |p: &Path| p.to_string_lossy().strip_prefix("/dev/video").and_then(|n| n.parse::<u32>().ok());
+    let entries = std::fs::read_dir("/dev").into_iter().flatten().flatten();
+    let mut nodes: Vec<PathBuf> = entries.map(|e| e.path()).filter(|p| number(p).is_some()).collect();
+    nodes.sort_by_key(|p| number(p));
+    nodes.into_iter().filter_map(|path| describe(&path)).collect()
+}
+
+fn describe(path: &Path) -> Option<Listed> {
+    let mut listed = Listed {
+        device: path.into(),
+        name: String::new(),
+        driver: String::new(),
+        bus: String::new(),
+        formats: vec![],
+        usable: false,
+        problem: String::new(),
+    };
+    let problem = |e: &Error| match e.hint() {
+        Some(hint) => format!("{e} ({hint})"),
+        None => e.to_string(),
+    };
+    let device = match Device::open(path) {
+        Ok(device) => device,
+        Err(e) => {
+            listed.problem = problem(&cannot_open(path, &e));
+            return Some(listed);
+        }
+    };
+    let capabilities = device.capabilities().ok()?;
+    if !capabilities.captures() && !capabilities.captures_planes() {
+        return None; // an output, a metadata node, a codec
+    }
+    (listed.name, listed.driver, listed.bus) = (capabilities.card, capabilities.driver, capabilities.bus);
+    for fourcc in device.formats() {
+        let sizes = device.sizes(&fourcc).iter().map(ToString::to_string).collect();
+        let supported = PixelFormat::from_fourcc(&fourcc).is_some();
+        listed.formats.push(ListedFormat { fourcc, supported, sizes });
+    }
+    match offers(path, &device) {
+        Ok(_) => listed.usable = true,
+        Err(e) => listed.problem = problem(&e),
+    }
+    Some(listed)
+}
+
+/// Formats that vedge converts, and the codes of all.
+fn offers(path: &Path, device: &Device) -> Result<(Vec<Offer>, Vec<String>)> {
+    let source = |what: &str, hint: String| Error::Source { what: format!("{}: {what}", path.display()), hint };
+    let list = || "list cameras with: vedge-run cameras".to_string();
+    let c = device.capabilities().map_err(|_| source("is not a video device", list()))?;
+    if !c.captures() && c.captures_planes() {
+        return Err(source(
+            "captures through the multi-planar interface only, which vedge does not speak",
+            csi_hint(&c.driver),
+        ));
+    }
+    if !c.captures() || !c.streams() {
+        return Err(source("is no camera: it does not capture video", list()));
+    }
+    let fourccs = device.formats();
+    let mut offers: Vec<Offer> = vec![];
+    for fourcc in &fourccs {
+        if let Some(format) = PixelFormat::from_fourcc(fourcc)
+            && offers.iter().all(|o| o.format != format)
+        {
+            offers.push(Offer { format, sizes: device.sizes(fourcc) });
+        }
+    }
+    if offers.is_empty() && fourccs.iter().any(|f| is_bayer(f)) {
+        let what = format!("offers raw sensor data only ({}), not pictures", fourccs.join(", "));
+        return Err(source(&what, csi_hint(&c.driver)));
+    }
+    if offers.is_empty() {
+        let known = PixelFormat::ALL.map(PixelFormat::fourcc).join(", ");
+        let what = format!("offers {}, none of which vedge reads", fourccs.join(", "));
+        return Err(source(&what, format!("vedge reads {known}")));
+    }
+    Ok((offers, fourccs))
+}
+
+/// The code under which the camera offers a format: MJPG may be called JPEG.
+fn offered_code(format: PixelFormat, fourccs: &[String]) -> &'static str {
+    let name = format.fourcc();
+    if format == PixelFormat::Mjpg && !fourccs.iter().any(|f| f == name) { "JPEG" } else { name }
+}
+
+fn set_rate(path: &Path, device: &Device, wanted: Option<f64>) -> Result<Option<f64>> {
+    let Some(fps) = wanted else { return Ok(device.rate()) };
+    let source =
+        |what: String| Error::Source { what: format!("{}: {what}", path.display()), hint: "leave fps out".into() };
+    match device.set_rate(fps) {
+        Some(rate) if (rate - fps).abs() <= 0.02 * fps => Ok(Some(rate)),
+        Some(rate) => Err(source(format!("asked for {fps} frames a second, the driver sets {rate:.2}"))),
+        None => Err(source(format!("asked for {fps} frames a second, the driver does not let the rate be set"))),
+    }
+}
+
+fn not_offered(path: &Path, wanted: &uri::Camera, offers: &[Offer], fourccs: &[String]) -> Error {
+    let format = wanted.format.map(|f| f.fourcc().to_string());
+    let size = wanted.size.map(|(w, h)| format!("{w}x{h}"));
+    let asked: Vec<String> = format.into_iter().chain(size).collect();
+    let what = format!("{}: does not offer {}", path.display(), asked.join(" "));
+    let formats = if fourccs.is_empty() { "nothing".into() } else { fourccs.join(", ") };
+    Error::Source { what, hint: format!("{} (formats in all: {formats})", offers_text(offers)) }
+}
+
+fn offers_text(offers: &[Offer]) -> String {
+    let one = |o: &Offer| {
+        let sizes: Vec<String> = o.sizes.iter().map(ToString::to_string).collect();
+        format!("{} {}", o.format.fourcc(), sizes.join(" "))
+    };
+    format!("it offers {}", offers.iter().map(one).collect::<Vec<_>>().join("; "))
+}
+
+/// How to get pictures from a sensor whose driver gives raw data.
+fn csi_hint(driver: &str) -> String {
+    let pi = "Raspberry Pi: put `libcamerify` before the command (not with a static binary), or feed a v4l2loopback \
+              device with `gst-launch-1.0 libcamerasrc ! video/x-raw,width=640,height=480,format=YUY2 ! v4l2sink \
+              device=/dev/video9` and use that (rpicam-vid shows whether the camera works)";
+    let jetson = "Jetson: feed a v4l2loopback device with `gst-launch-1.0 nvarguscamerasrc ! nvvidconv ! \
+                  video/x-raw,width=640,height=480,format=YUY2 ! v4l2sink device=/dev/video9` and use that";
+    match driver {
+        "unicam" | "rp1-cfe" | "bcm2835-isp" | "pispbe" => pi.into(),
+        d if d.starts_with("tegra") => jetson.into(),
+        _ => format!("{pi}; {jetson}"),
+    }
+}
+
+fn cannot_open(path: &Path, e: &io::Error) -> Error {
+    let hint = match e.kind() {
+        io::ErrorKind::NotFound => {
+            let there: Vec<String> =
+                list().into_iter().filter(|l| l.usable).map(|l| l.device.display().to_string()).collect();
+            match there.as_slice() {
+                [] => "no camera is connected that vedge can use; list devices with: vedge-run cameras".into(),
+                there => format!("cameras here: {}", there.join(", ")),
+            }
+        }
+        io::ErrorKind::PermissionDenied => {
+            "join the group `video` and log in again: sudo usermod -aG video $USER".into()
+        }
+        _ => String::new(),
+    };
+    let why = if e.kind() == io::ErrorKind::NotFound { "no such device".into() } else { e.to_string() };
+    Error::Source { what: format!("cannot open camera {}: {why}", path.display()), hint }
+}
+
+fn failed(path: &Path, what: &str, e: &io::Error) -> Error {
+    let (why, hint) = match e.raw_os_error() {
+        Some(libc::EBUSY) => ("another program is using it".to_string(), "find it with: fuser -v /dev/video*"),
+        Some(libc::ENODEV) => ("the camera is gone (unplugged?)".to_string(), ""),
+        Some(libc::ENOSPC) => ("not enough USB bandwidth".to_string(), "try a smaller size, or format=MJPG"),
+        _ if e.kind() == io::ErrorKind::TimedOut => {
+            let seconds = PATIENCE.as_secs();
+            (
+                format!("for {seconds} seconds"),
+                "another program may hold the camera, or it needs to be plugged in again",
+            )
+        }
+        _ => (e.to_string(), ""),
+    };
+    let separator = if e.kind() == io::ErrorKind::TimedOut { " " } else { ": " };
+    Error::Source { what: format!("{}: {what}{separator}{why}", path.display()), hint: hint.into() }
+}
