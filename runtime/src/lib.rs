@@ -2,13 +2,17 @@
 //!
 //! The same code decides on the workstation (calibration, evaluation) and on the board.
 
+pub mod bench;
 pub mod classify;
 pub mod error;
 pub mod files;
 pub mod model;
+pub mod npy;
 pub mod onnx;
+pub mod pipeline;
 pub mod preprocess;
 pub mod session;
+pub mod sink;
 pub mod source;
 
 pub use error::{Error, Result};

@@ -1,0 +1,134 @@
+//! Latency and memory of a model on this machine.
+
+use crate::error::Result;
+use crate::model::card::SelfTest;
+use crate::session::{Options, Session};
+use ndarray::{ArrayD, IxDyn};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// What was measured; times in milliseconds.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Report {
+    /// The model file.
+    pub model: String,
+    /// Worker threads.
+    pub threads: usize,
+    /// Timed runs.
+    pub runs: usize,
+    /// Half of the runs were faster.
+    pub median_ms: f64,
+    /// 90 % of the runs were faster.
+    pub p90_ms: f64,
+    /// 99 % of the runs were faster.
+    pub p99_ms: f64,
+    /// Fastest run.
+    pub min_ms: f64,
+    /// From file to ready session.
+    pub load_ms: f64,
+    /// From file to the first result.
+    pub first_result_ms: f64,
+    /// Largest resident memory of the process so far (VmHWM), in MiB; absent where the system does not tell.
+    pub peak_memory_mib: Option<f64>,
+    /// The integer and float kernels in use.
+    pub kernels: String,
+    /// Operators by how they run.
+    pub plan: std::collections::BTreeMap<String, usize>,
+}
+
+/// Loads the model and runs it `warmup + runs` times on its self-test input (zeros have no denormals, no outliers and
+/// no cache misses: they are no input to measure with).
+///
+/// # Errors
+/// As [`Session::load`] and [`Session::run`].
+pub fn bench(path: &Path, options: &Options, warmup: usize, runs: usize) -> Result<Report> {
+    let start = Instant::now();
+    let mut session = Session::load(path, options)?;
+    let load = start.elapsed();
+    let inputs = inputs(&session);
+    session.run(&inputs)?;
+    let first = start.elapsed();
+    for _ in 1..warmup {
+        session.run(&inputs)?;
+    }
+    let mut times = Vec::with_capacity(runs);
+    for _ in 0..runs.max(1) {
+        let start = Instant::now();
+        session.run(&inputs)?;
+        times.push(milliseconds(start.elapsed()));
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(Report {
+        model: path.display().to_string(),
+        threads: options.threads,
+        runs: times.len(),
+        median_ms: percentile(&times, 50.0),
+        p90_ms: percentile(&times, 90.0),
+        p99_ms: percentile(&times, 99.0),
+        min_ms: times[0],
+        load_ms: milliseconds(load),
+        first_result_ms: milliseconds(first),
+        peak_memory_mib: peak_memory(),
+        kernels: kernels(),
+        plan: counts(&session),
+    })
+}
+
+/// The self-test input for each of a session's inputs.
+pub fn inputs(session: &Session) -> Vec<ArrayD<f32>> {
+    let seed = session.card().and_then(|c| c.self_test.as_ref()).map_or(1, |t| t.seed);
+    let make = |info: &crate::session::TensorInfo| {
+        let data = SelfTest::input(seed, info.shape.iter().product());
+        ArrayD::from_shape_vec(IxDyn(&info.shape), data).expect("as many elements as the shape has")
+    };
+    session.inputs().iter().map(make).collect()
+}
+
+/// How many operators run in integers, fused, in plain tract, or only move data.
+pub fn counts(session: &Session) -> std::collections::BTreeMap<String, usize> {
+    let mut counts = std::collections::BTreeMap::new();
+    for line in session.plan() {
+        *counts.entry(format!("{:?}", line.how).to_lowercase()).or_insert(0) += 1;
+    }
+    counts
+}
+
+/// The kernels that this build chooses on this CPU.
+pub fn kernels() -> String {
+    "tract".into()
+}
+
+/// Nearest-rank percentile of sorted values.
+pub fn percentile(sorted: &[f64], percent: f64) -> f64 {
+    let rank = (percent / 100.0 * sorted.len() as f64).ceil() as usize;
+    sorted[rank.clamp(1, sorted.len()) - 1]
+}
+
+/// Largest resident memory of this process so far, in MiB.
+pub fn peak_memory() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok()? / 1024.0)
+}
+
+/// A duration in milliseconds.
+pub fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_by_nearest_rank() {
+        let sorted: Vec<f64> = (1..=10).map(f64::from).collect();
+        assert_eq!([50.0, 90.0, 99.0].map(|p| percentile(&sorted, p)), [5.0, 9.0, 10.0]);
+        assert_eq!(percentile(&[7.0], 50.0), 7.0);
+    }
+
+    #[test]
+    fn memory_is_told() {
+        assert!(peak_memory().unwrap() > 1.0);
+    }
+}

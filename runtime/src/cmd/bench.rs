@@ -1,0 +1,63 @@
+//! `vedge-run bench`: latency and memory.
+
+use anyhow::Result;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use vedge_runtime::{Options, bench};
+
+/// Measure a model's latency, load time and memory
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// The model, any ONNX file with fixed shapes
+    model: PathBuf,
+    /// Worker threads [default: as many as there are CPUs]
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+    /// Timed runs
+    #[arg(long, value_name = "N", default_value = "100")]
+    runs: NonZeroUsize,
+    /// Runs before them
+    #[arg(long, value_name = "N", default_value = "10")]
+    warmup: usize,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Measures and prints.
+pub fn run(a: &Arguments) -> Result<ExitCode> {
+    let options = Options { threads: super::threads(a.threads), ..Options::default() };
+    let r = bench::bench(&a.model, &options, a.warmup, a.runs.get())?;
+    if a.json {
+        super::print_json(&r)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let plan: Vec<String> = r.plan.iter().map(|(how, n)| format!("{n} {how}")).collect();
+    let memory = r.peak_memory_mib.map_or("unknown".into(), |m| format!("{m:.1} MiB"));
+    super::print(&format!(
+        "model            {}\n\
+         threads          {}\n\
+         kernels          {}\n\
+         operators        {}\n\
+         median           {:.2} ms ({} runs)\n\
+         p90              {:.2} ms\n\
+         p99              {:.2} ms\n\
+         fastest          {:.2} ms\n\
+         load             {:.1} ms\n\
+         to first result  {:.1} ms\n\
+         peak memory      {memory}\n",
+        r.model,
+        r.threads,
+        r.kernels,
+        plan.join(", "),
+        r.median_ms,
+        r.runs,
+        r.p90_ms,
+        r.p99_ms,
+        r.min_ms,
+        r.load_ms,
+        r.first_result_ms,
+    ))?;
+    Ok(ExitCode::SUCCESS)
+}
