@@ -1,0 +1,324 @@
+//! The program from outside: what it prints, how it ends, and what it says to bad input.
+#![allow(missing_docs)]
+
+use serde_json::Value;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+use vedge_runtime::model::card::{
+    Activations, Card, Channels, Filter, Fit, OutputKind, Preprocess, Provenance, SelfTest, VERSION,
+};
+use vedge_runtime::onnx::Graph;
+use vedge_runtime::{Options, Session};
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_path_buf()
+}
+
+fn deit() -> PathBuf {
+    repository().join("models/deit_nano.onnx")
+}
+
+fn pictures() -> PathBuf {
+    repository().join("tests/reference/pictures")
+}
+
+/// A folder for the whole test program: the model with a card, and room for files.
+fn work() -> &'static Path {
+    static DIR: OnceLock<tempfile::TempDir> = OnceLock::new();
+    DIR.get_or_init(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut session = Session::load(&deit(), &Options::default()).unwrap();
+        let logits = session.run(&vedge_runtime::bench::inputs(&session)).unwrap()[0].iter().copied().collect();
+        let card = Card {
+            version: VERSION,
+            name: "deit_nano".into(),
+            architecture: "deit".into(),
+            preprocess: Preprocess {
+                height: 64,
+                width: 64,
+                fit: Fit::Squash,
+                filter: Filter::Bilinear,
+                mean: [0.5; 3],
+                std: [0.25; 3],
+                channels: Channels::Rgb,
+            },
+            output: OutputKind { name: session.outputs()[0].clone(), kind: "logits".into() },
+            labels: "T-shirt Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag Boot"
+                .split(' ')
+                .map(Into::into)
+                .collect(),
+            precision: "fp32".into(),
+            activations: Activations::Static,
+            provenance: Provenance::default(),
+            accuracy: None,
+            self_test: Some(SelfTest { seed: 1, logits, min_cosine: 0.999 }),
+        };
+        for (file, name) in [("model.onnx", card.output.name.as_str()), ("wrong.onnx", "embedding")] {
+            let mut card = card.clone();
+            card.output.name = name.into();
+            let mut graph = Graph::read(&deit()).unwrap();
+            card.embed(&mut graph);
+            graph.write(&dir.path().join(file)).unwrap();
+        }
+        dir
+    })
+    .path()
+}
+
+fn model() -> PathBuf {
+    work().join("model.onnx")
+}
+
+fn vedge_run<A: AsRef<std::ffi::OsStr>>(arguments: &[A]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vedge-run"));
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn classify(source: &Path) -> Output {
+    vedge_run(&[&model(), source]).args(["--threads", "1"]).output().unwrap()
+}
+
+fn lines(stdout: &[u8]) -> Vec<Value> {
+    let text = std::str::from_utf8(stdout).unwrap();
+    assert!(text.is_empty() || text.ends_with('\n'), "half a line: {text}");
+    text.lines().map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{e}: {l}"))).collect()
+}
+
+/// Exit status and standard error, with the paths that differ from machine to machine replaced.
+fn told(output: &Output) -> String {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let stderr =
+        stderr.replace(&*work().to_string_lossy(), "[WORK]").replace(&*repository().to_string_lossy(), "[REPOSITORY]");
+    format!("exit {}\n{}", output.status.code().map_or("by signal".into(), |c| c.to_string()), stderr)
+}
+
+/// Runs with arguments that must fail, print nothing to standard output, and say what the snapshot holds.
+fn refused<A: AsRef<std::ffi::OsStr>>(name: &str, arguments: &[A]) {
+    let output = vedge_run(arguments).output().unwrap();
+    assert!(output.stdout.is_empty(), "{}", String::from_utf8_lossy(&output.stdout));
+    assert!(matches!(output.status.code(), Some(1 | 2)), "{:?}", output.status);
+    insta::assert_snapshot!(name, told(&output));
+}
+
+fn file(name: &str, bytes: &[u8]) -> PathBuf {
+    let path = work().join(name);
+    std::fs::write(&path, bytes).unwrap();
+    path
+}
+
+#[test]
+fn one_json_line_a_picture() {
+    let folder = repository().join("models/fashion/test/9_ankle_boot");
+    let folder = if folder.is_dir() {
+        folder
+    } else {
+        std::fs::read_dir(folder.parent().unwrap()).unwrap().next().unwrap().unwrap().path()
+    };
+    let output = vedge_run(&[&model(), &folder]).args(["--top", "3"]).output().unwrap();
+    assert!(output.status.success(), "{}", told(&output));
+    let lines = lines(&output.stdout);
+    assert_eq!(lines.len(), 20);
+    for (i, line) in lines.iter().enumerate() {
+        assert_eq!(
+            (line["v"].as_u64(), line["seq"].as_u64(), line["dropped"].as_u64()),
+            (Some(1), Some(i as u64), Some(0))
+        );
+        assert!(line["source"].as_str().unwrap().ends_with(".png"));
+        let top = line["top"].as_array().unwrap();
+        assert_eq!(top.len(), 3);
+        let p: Vec<f64> = top.iter().map(|c| c["p"].as_f64().unwrap()).collect();
+        assert!(p.windows(2).all(|w| w[0] >= w[1]) && p.iter().sum::<f64>() <= 1.00001, "{p:?}");
+        let ms = |k: &str| line["ms"][k].as_f64().unwrap();
+        assert!(ms("total") + 0.01 >= ms("preprocess") + ms("infer") && ms("capture") >= 0.0);
+    }
+}
+
+#[test]
+fn unusual_pictures_work() {
+    for name in
+        ["grey.png", "grey16.png", "rgb16.png", "rgba.png", "palette.png", "one_bit.png", "cmyk.jpg", "progressive.jpg"]
+    {
+        let output = classify(&pictures().join(name));
+        assert!(output.status.success() && lines(&output.stdout).len() == 1, "{name}: {}", told(&output));
+    }
+}
+
+#[test]
+fn a_damaged_picture_among_others_is_named_and_the_rest_is_done() {
+    let folder = work().join("mixed");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::copy(pictures().join("rgb.png"), folder.join("a.png")).unwrap();
+    std::fs::write(folder.join("b.png"), "not a picture").unwrap();
+    std::fs::copy(pictures().join("rgb.png"), folder.join("c.png")).unwrap();
+    let output = classify(&folder);
+    assert_eq!(lines(&output.stdout).len(), 2);
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = told(&output);
+    assert!(stderr.contains("[WORK]/mixed/b.png") && stderr.contains("1 files could not be read"), "{stderr}");
+}
+
+#[test]
+fn pictures_that_are_none() {
+    refused("text_as_picture", &[&model(), &file("notes.jpg", b"these are notes, no picture\n")]);
+    refused("empty_picture", &[&model(), &file("empty.png", b"")]);
+    let whole = std::fs::read(pictures().join("baseline.jpg")).unwrap();
+    refused("truncated_jpeg", &[&model(), &file("half.jpg", &whole[..whole.len() / 2])]);
+    let whole = std::fs::read(pictures().join("rgb.png")).unwrap();
+    refused("truncated_png", &[&model(), &file("half.png", &whole[..whole.len() / 2])]);
+}
+
+#[test]
+fn sources_that_are_none() {
+    let empty = work().join("empty");
+    std::fs::create_dir_all(&empty).unwrap();
+    let model = model().into_os_string().into_string().unwrap();
+    refused("empty_folder", &[&model, &empty.to_string_lossy().into_owned()]);
+    refused("no_such_file", &[&model, "/nonexistent/photo.jpg"]);
+    refused("no_match", &[&model, "/nonexistent/*.jpg"]);
+    refused("unknown_scheme", &[&model, "rtsp://camera/stream"]);
+    refused("unknown_key", &[&model, "v4l2:///dev/video0?color=red"]);
+    refused("unknown_format", &[&model, "v4l2:///dev/video0?format=H264"]);
+    refused("not_a_camera", &[&model, "/dev/null"]);
+    let output = vedge_run(&[&model, "v4l2:///dev/video99"]).output().unwrap();
+    let told = told(&output);
+    // the hint depends on the cameras of this machine
+    assert!(told.starts_with("exit 1\nerror: cannot open camera /dev/video99: no such device\n\nhint: "), "{told}");
+}
+
+#[test]
+fn models_that_are_none() {
+    let picture = pictures().join("rgb.png");
+    refused("directory_as_model", &[work(), &picture]);
+    refused("text_as_model", &[&file("model.txt", b"this is no model\n"), &picture]);
+    refused("no_model", &[Path::new("/nonexistent/model.onnx"), &picture]);
+    refused("model_without_card", &[&deit(), &picture]);
+    refused("card_of_another_model", &[&work().join("wrong.onnx"), &picture]);
+}
+
+#[test]
+fn wrong_usage() {
+    let empty: [&str; 0] = [];
+    refused("no_arguments", &empty);
+    refused("zero_frames", &["model.onnx", "synthetic://", "--max-frames", "0"]);
+    refused("unknown_option", &["model.onnx", "synthetic://", "--topk", "3"]);
+}
+
+#[test]
+fn max_frames_ends_an_endless_source() {
+    let output =
+        vedge_run(&[model().as_os_str(), "synthetic://32x32".as_ref()]).args(["--max-frames", "3"]).output().unwrap();
+    assert!(output.status.success(), "{}", told(&output));
+    let lines = lines(&output.stdout);
+    assert_eq!(lines.iter().map(|l| l["seq"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 1, 2]);
+    assert!(lines[0].get("source").is_none());
+}
+
+/// Starts an endless run and waits for its second line.
+fn streaming() -> (Child, BufReader<std::process::ChildStdout>) {
+    let mut child = vedge_run(&[model().as_os_str(), "synthetic://32x32?fps=100".as_ref()]).spawn().unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    for _ in 0..2 {
+        let mut line = String::new();
+        out.read_line(&mut line).unwrap();
+        serde_json::from_str::<Value>(&line).unwrap();
+    }
+    (child, out)
+}
+
+fn end(child: Child) -> Output {
+    let id = child.id();
+    let (send, receive) = std::sync::mpsc::channel();
+    std::thread::spawn(move || send.send(child.wait_with_output()));
+    receive.recv_timeout(Duration::from_secs(20)).unwrap_or_else(|_| panic!("process {id} does not end")).unwrap()
+}
+
+#[test]
+fn signals_end_it_cleanly() {
+    for signal in ["-INT", "-TERM"] {
+        let (child, mut out) = streaming();
+        let start = Instant::now();
+        assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+        let mut rest = vec![];
+        out.read_to_end(&mut rest).unwrap();
+        lines(&rest); // the last line is whole
+        let output = end(child);
+        assert_eq!(output.status.code(), Some(0), "{signal}: {}", told(&output));
+        assert!(String::from_utf8_lossy(&output.stderr).contains(" frames in "), "{}", told(&output));
+        assert!(start.elapsed() < Duration::from_secs(5));
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_it_cleanly() {
+    let (child, out) = streaming();
+    drop(out);
+    let output = end(child);
+    assert_eq!(output.status.code(), Some(0), "{}", told(&output));
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("error"), "{}", told(&output));
+}
+
+#[test]
+fn infer_runs_every_row() {
+    let rows = ndarray::ArrayD::from_shape_fn(ndarray::IxDyn(&[3, 3, 64, 64]), |i| {
+        ((i[0] * 31 + i[1] * 17 + i[2] * 7 + i[3]) % 13) as f32 / 6.0 - 1.0
+    });
+    let (x, y) = (work().join("x.npy"), work().join("y.npy"));
+    vedge_runtime::npy::write(&x, &rows).unwrap();
+    let infer = |x: &Path| {
+        let mut command = vedge_run(&["infer"]);
+        command.arg(deit()).arg("--input").arg(x).arg("--output").arg(&y).output().unwrap()
+    };
+    let output = infer(&x);
+    assert!(output.status.success(), "{}", told(&output));
+    let got = vedge_runtime::npy::read(&y).unwrap();
+    assert_eq!(got.shape(), [3, 10]);
+    let mut session = Session::load(&deit(), &Options::default()).unwrap();
+    for row in 0..3 {
+        let one = rows.slice_axis(ndarray::Axis(0), (row..row + 1).into()).to_owned();
+        let want = &session.run(&[one]).unwrap()[0];
+        for (a, b) in got.index_axis(ndarray::Axis(0), row).iter().zip(want) {
+            assert!((a - b).abs() <= 1e-4, "row {row}: {a} {b}");
+        }
+    }
+
+    std::fs::remove_file(&y).unwrap();
+    let small = ndarray::ArrayD::<f32>::zeros(ndarray::IxDyn(&[1, 3, 32, 32]));
+    vedge_runtime::npy::write(&work().join("small.npy"), &small).unwrap();
+    insta::assert_snapshot!("infer_wrong_shape", told(&infer(&work().join("small.npy"))));
+    insta::assert_snapshot!("infer_no_npy", told(&infer(&file("text.npy", b"text"))));
+    assert!(!y.exists());
+}
+
+#[test]
+fn bench_and_doctor_tell_json() {
+    let output = vedge_run(&["bench"])
+        .arg(deit())
+        .args(["--runs", "3", "--warmup", "1", "--threads", "1", "--json"])
+        .output()
+        .unwrap();
+    let r: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let n = |k: &str| r[k].as_f64().unwrap_or_else(|| panic!("{k} in {r}"));
+    assert!(0.0 < n("min_ms") && n("min_ms") <= n("median_ms") && n("median_ms") <= n("p99_ms"), "{r}");
+    assert!(n("load_ms") < n("first_result_ms") && n("peak_memory_mib") > 1.0 && n("runs") == 3.0, "{r}");
+
+    let output = vedge_run(&["doctor"]).arg(model()).arg("--json").output().unwrap();
+    let findings: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    let test = findings.iter().find(|f| f["check"] == "self-test").unwrap();
+    assert!(test["verdict"] == "ok" && test["found"].as_str().unwrap().contains("top-1 same"), "{test}");
+    assert!(output.status.success(), "{}", told(&output));
+    assert!(findings.iter().all(|f| f["verdict"] == "ok" || f["remedy"] != ""), "{findings:?}");
+
+    let output = vedge_run(&["doctor"]).arg(file("none.onnx", b"none")).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn cameras_without_a_camera_is_no_failure() {
+    let output = vedge_run(&["cameras", "--json"]).output().unwrap();
+    assert!(output.status.success());
+    assert!(serde_json::from_slice::<Vec<Value>>(&output.stdout).is_ok());
+}
