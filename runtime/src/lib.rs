@@ -6,6 +6,7 @@ pub mod bench;
 pub mod classify;
 pub mod error;
 pub mod files;
+pub mod kernels;
 pub mod model;
 pub mod npy;
 pub mod onnx;

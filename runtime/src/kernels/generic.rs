@@ -1,0 +1,94 @@
+//! Scalar kernels: the reference that every other kernel is tested against, and the fallback.
+
+use super::rows::{self, Activation, Finish, Norm, RowFns, RowQuant};
+use super::{Body, GROUP, I8Panel, Kernels, Layout, MR_F32, MR_I8, NR, TileF32, TileI8};
+
+/// Reads u8 activations.
+pub static KERNELS: Kernels =
+    Kernels { name: "generic", layout: Layout::Plain, flip: 0, tile_i8, tile_f32, rows: ROWS };
+
+/// # Safety
+/// See [`Kernels::tile_i8`].
+unsafe fn tile_i8(rows: &[*const u8; MR_I8], panel: &I8Panel, sums: &mut TileI8) {
+    *sums = [[0; NR]; MR_I8];
+    let Body::Plain(groups) = &panel.body else { unreachable!("packed for another kernel") };
+    for (g, weights) in groups.iter().enumerate() {
+        for (row, sums) in rows.iter().zip(sums.iter_mut()) {
+            for i in 0..GROUP {
+                // SAFETY: the caller's rows hold `groups * GROUP` bytes.
+                let x = i32::from(unsafe { *row.add(g * GROUP + i) });
+                for (n, sum) in sums.iter_mut().enumerate() {
+                    *sum += x * i32::from(weights.0[n * GROUP + i]);
+                }
+            }
+        }
+    }
+}
+
+/// # Safety
+/// See [`Kernels::tile_f32`].
+unsafe fn tile_f32(rows: &[*const f32; MR_F32], k: usize, b: *const f32, sums: &mut TileF32) {
+    // SAFETY: the caller's contract.
+    unsafe { tile_f32_of::<false>(rows, k, b, sums) }
+}
+
+/// The float tile for any target; vectorizes where `NR` floats fit a few registers.
+///
+/// # Safety
+/// See [`Kernels::tile_f32`].
+#[inline(always)]
+pub unsafe fn tile_f32_of<const FMA: bool>(rows: &[*const f32; MR_F32], k: usize, b: *const f32, sums: &mut TileF32) {
+    let mut acc = [[0f32; NR]; MR_F32];
+    for i in 0..k {
+        // SAFETY: `b` holds k·NR floats, each row k.
+        let column = unsafe { &*b.add(i * NR).cast::<[f32; NR]>() };
+        for m in 0..MR_F32 {
+            // SAFETY: as above.
+            let x = unsafe { *rows[m].add(i) };
+            for n in 0..NR {
+                acc[m][n] = super::math::fma::<FMA>(x, column[n], acc[m][n]);
+            }
+        }
+    }
+    *sums = acc;
+}
+
+/// Wrappers of the generic row routines, compiled for a set of target features.
+macro_rules! row_fns {
+    ($fma:literal $(, $feature:literal)?) => {
+        pub(super) const ROWS: RowFns = RowFns {
+            range, quantize, layer_norm, finish_i8, activate, add, softmax,
+        };
+        $(#[target_feature(enable = $feature)])?
+        fn range(x: &[f32]) -> (f32, f32) {
+            rows::range(x)
+        }
+        $(#[target_feature(enable = $feature)])?
+        fn quantize(x: &[f32], inverse: f32, zero: f32, flip: u8, out: &mut [u8]) {
+            rows::quantize(x, inverse, zero, flip, out);
+        }
+        $(#[target_feature(enable = $feature)])?
+        fn layer_norm(x: &[f32], norm: &Norm, out: &mut [f32]) {
+            rows::layer_norm::<$fma>(x, norm, out);
+        }
+        $(#[target_feature(enable = $feature)])?
+        fn finish_i8(sums: &TileI8, quants: &[RowQuant; 4], finish: &Finish, out: &mut [[f32; NR]; 4]) {
+            rows::finish_i8::<$fma>(sums, quants, finish, out);
+        }
+        $(#[target_feature(enable = $feature)])?
+        fn activate(activation: Activation, x: &mut [f32]) {
+            rows::activate::<$fma>(activation, x);
+        }
+        $(#[target_feature(enable = $feature)])?
+        fn add(x: &mut [f32], y: &[f32]) {
+            rows::add(x, y);
+        }
+        $(#[target_feature(enable = $feature)])?
+        fn softmax(x: &mut [f32], scale: f32) {
+            rows::softmax::<$fma>(x, scale);
+        }
+    };
+}
+pub(super) use row_fns;
+
+row_fns!(false);

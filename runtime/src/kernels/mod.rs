@@ -1,0 +1,91 @@
+//! The arithmetic: integer and float matrix tiles, and the row routines around them.
+//!
+//! One table of functions for each instruction set. [`detect`] picks the best one the CPU has, or the one named in
+//! the environment variable `VEDGE_KERNEL`. Integer tiles give the same i32 sums on every CPU; the float routines
+//! are one generic source, compiled for each instruction set.
+
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
+mod generic;
+mod math;
+mod pack;
+mod rows;
+#[cfg(test)]
+mod tests;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+
+pub use pack::{Body, F32Weights, I8Panel, I8Weights};
+pub use rows::{Activation, Finish, Norm, RowQuant};
+
+use crate::error::{Error, Result};
+
+/// Columns of a tile: output features.
+pub const NR: usize = 16;
+/// Rows of an integer tile: tokens or pixels.
+pub const MR_I8: usize = 4;
+/// Rows of a float tile.
+pub const MR_F32: usize = 6;
+/// Inputs of one integer group: what a 4-way dot product takes at once.
+pub const GROUP: usize = 4;
+
+/// Sums of an integer tile.
+pub type TileI8 = [[i32; NR]; MR_I8];
+/// Sums of a float tile.
+pub type TileF32 = [[f32; NR]; MR_F32];
+
+/// How an integer kernel wants its weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// Groups in order.
+    Plain,
+    /// Groups in pairs whose products cannot overflow 16 bits together; see [`pack`].
+    Paired,
+}
+
+/// The functions of one instruction set.
+pub struct Kernels {
+    /// Name, as for `VEDGE_KERNEL`.
+    pub name: &'static str,
+    /// Layout of the packed weights.
+    pub layout: Layout,
+    /// Quantized activations are stored exclusive-or this: 0 for kernels that read u8, 0x80 for i8.
+    pub flip: u8,
+    /// Integer tile: sums over K of stored activation × weight.
+    ///
+    /// # Safety
+    /// The CPU must have the instruction set; each row must hold the panel's K activations, rounded up to [`GROUP`]:
+    /// bytes, or i16 where the panel [is wide](I8Panel::is_wide).
+    pub tile_i8: unsafe fn(rows: &[*const u8; MR_I8], panel: &I8Panel, sums: &mut TileI8),
+    /// Float tile: sums over `k` of row × column; `b` is `[k][NR]`.
+    ///
+    /// # Safety
+    /// The CPU must have the instruction set; each row must hold `k` floats, `b` must hold `k * NR`.
+    pub tile_f32: unsafe fn(rows: &[*const f32; MR_F32], k: usize, b: *const f32, sums: &mut TileF32),
+    /// Row routines.
+    pub rows: rows::RowFns,
+}
+
+/// Every kernel this CPU can run, best first; the last is `generic`.
+pub fn available() -> Vec<&'static Kernels> {
+    let mut all: Vec<&'static Kernels> = vec![];
+    #[cfg(target_arch = "x86_64")]
+    all.extend(x86_64::kernels());
+    #[cfg(target_arch = "aarch64")]
+    all.extend(aarch64::kernels());
+    all.push(&generic::KERNELS);
+    all
+}
+
+/// The kernel to use: the one `VEDGE_KERNEL` names, else the best.
+///
+/// # Errors
+/// [`Error::Usage`] when the named kernel does not exist or the CPU lacks its instructions.
+pub fn detect() -> Result<&'static Kernels> {
+    let all = available();
+    let Ok(wanted) = std::env::var("VEDGE_KERNEL") else { return Ok(all[0]) };
+    all.iter().find(|k| k.name == wanted).copied().ok_or_else(|| Error::Usage {
+        what: format!("VEDGE_KERNEL={wanted} is not a kernel of this CPU"),
+        hint: format!("use one of: {}", all.iter().map(|k| k.name).collect::<Vec<_>>().join(", ")),
+    })
+}

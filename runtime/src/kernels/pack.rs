@@ -1,0 +1,256 @@
+//! Weights in the order the tiles read them.
+//!
+//! A panel holds [`NR`] output features. Its inputs are cut into groups of [`GROUP`]; a group is `[NR][GROUP]` bytes.
+//!
+//! **Paired layout.** AVX2 without VNNI multiplies u8 × i8 and adds two products into a *saturating* i16
+//! (`vpmaddubsw`). Summing two such results in i16 before widening halves the widening work (249 instead of 197 GOP/s
+//! on a Zen 3 core) but is exact only while every i16 lane stays in range. A lane sums products of activations
+//! 0…255 with weights w, so it lies between 255·(sum of negative w) and 255·(sum of positive w): it is in range when
+//! the positive weights sum to at most 128 and the negative ones to at least −128. Which two groups share a lane is
+//! free to choose, per panel: groups are matched so that the bound holds in all lanes; a group without a partner goes
+//! alone, one that breaks the bound alone is split into two that add up to it. Narrow weights thus run at full speed
+//! and are exact. Where a panel's weights are too wide for that to pay, it is stored as i16 for `vpmaddwd`.
+
+use super::{GROUP, Kernels, Layout, NR};
+
+/// Bytes of one group in a panel.
+const GROUP_BYTES: usize = NR * GROUP;
+/// 16-bit lanes of one group: two per column.
+const LANES: usize = NR * 2;
+/// Largest sum of positive (or negated negative) weights in a lane: 255 · 128 ≤ 32767.
+const LANE_LIMIT: i16 = 128;
+
+/// A group's weights, aligned for vector loads.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Group(pub [i8; GROUP_BYTES]);
+
+/// [`NR`] output features, packed.
+#[derive(Clone, Debug)]
+pub struct I8Panel {
+    /// The weights.
+    pub body: Body,
+    /// Scale of each column.
+    pub scale: [f32; NR],
+    /// Sum of each column's weights.
+    pub sum: [i32; NR],
+}
+
+/// Weights of a panel, in the order its kernel reads them.
+#[derive(Clone, Debug)]
+pub enum Body {
+    /// Groups in order.
+    Plain(Vec<Group>),
+    /// Groups two by two up to `singles`, then one by one.
+    Paired {
+        /// The weights.
+        groups: Vec<Group>,
+        /// Byte offset of each group in the activation row.
+        offsets: Vec<u32>,
+        /// Index of the first group that goes alone; even.
+        singles: usize,
+    },
+    /// 16-bit weights for 16-bit activations: for each pair of inputs `[NR][2]`.
+    Wide(Vec<WidePair>),
+}
+
+/// Two inputs of [`NR`] columns in 16 bits, `[NR][2]`.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WidePair(pub [i16; NR * 2]);
+
+impl I8Panel {
+    /// Whether the kernel reads 16-bit activations for this panel.
+    pub fn is_wide(&self) -> bool {
+        matches!(self.body, Body::Wide(_))
+    }
+}
+
+/// Int8 weights of a linear layer `[n][k]`, symmetric, one scale per output feature.
+#[derive(Clone, Debug)]
+pub struct I8Weights {
+    /// Inputs.
+    pub k: usize,
+    /// Outputs.
+    pub n: usize,
+    /// Panels of [`NR`] outputs, the last one padded with zeros.
+    pub panels: Vec<I8Panel>,
+}
+
+impl I8Weights {
+    /// Packs weights `[n][k]` (row-major, one row an output) with `scale` per output for a kernel.
+    ///
+    /// # Panics
+    /// When the lengths do not match.
+    pub fn pack(kernels: &Kernels, n: usize, k: usize, weights: &[i8], scale: &[f32]) -> I8Weights {
+        assert_eq!(weights.len(), n * k);
+        assert_eq!(scale.len(), n);
+        let panels = (0..n.div_ceil(NR))
+            .map(|p| {
+                let columns = p * NR..n.min((p + 1) * NR);
+                let (mut column_scale, mut sum) = ([0.; NR], [0; NR]);
+                let mut groups = vec![Group([0; GROUP_BYTES]); k.div_ceil(GROUP)];
+                for (c, row) in columns.enumerate() {
+                    column_scale[c] = scale[row];
+                    for (i, &w) in weights[row * k..(row + 1) * k].iter().enumerate() {
+                        groups[i / GROUP].0[c * GROUP + i % GROUP] = w;
+                        sum[c] += i32::from(w);
+                    }
+                }
+                let body = match kernels.layout {
+                    Layout::Plain => Body::Plain(groups),
+                    Layout::Paired => pair(&groups),
+                };
+                I8Panel { body, scale: column_scale, sum }
+            })
+            .collect();
+        I8Weights { k, n, panels }
+    }
+
+    /// Bytes an activation row must have: K rounded up to whole groups.
+    pub fn row_bytes(&self) -> usize {
+        self.k.next_multiple_of(GROUP)
+    }
+
+    /// Whether any panel reads 16-bit activations.
+    pub fn needs_wide_rows(&self) -> bool {
+        self.panels.iter().any(I8Panel::is_wide)
+    }
+
+    /// Whether any panel reads 8-bit activations.
+    pub fn needs_byte_rows(&self) -> bool {
+        !self.panels.iter().all(I8Panel::is_wide)
+    }
+
+    /// Bytes of the packed weights.
+    pub fn bytes(&self) -> usize {
+        let of = |b: &Body| match b {
+            Body::Plain(groups) => groups.len() * GROUP_BYTES,
+            Body::Paired { groups, .. } => groups.len() * (GROUP_BYTES + 4),
+            Body::Wide(pairs) => pairs.len() * size_of::<WidePair>(),
+        };
+        self.panels.iter().map(|p| of(&p.body)).sum()
+    }
+}
+
+/// Positive and negative weight sums of each 16-bit lane.
+#[derive(Clone, Copy)]
+struct Load {
+    positive: [i16; LANES],
+    negative: [i16; LANES],
+}
+
+impl Load {
+    fn of(g: &Group) -> Load {
+        let mut l = Load { positive: [0; LANES], negative: [0; LANES] };
+        for (i, &w) in g.0.iter().enumerate() {
+            let w = i16::from(w);
+            l.positive[i / 2] += w.max(0);
+            l.negative[i / 2] -= w.min(0);
+        }
+        l
+    }
+
+    fn fits_with(&self, other: &Load) -> bool {
+        let over = |a: &[i16; LANES], b: &[i16; LANES]| (0..LANES).any(|i| a[i] + b[i] > LANE_LIMIT);
+        !over(&self.positive, &other.positive) && !over(&self.negative, &other.negative)
+    }
+
+    fn peak(&self) -> i16 {
+        *self.positive.iter().chain(&self.negative).max().expect("lanes")
+    }
+}
+
+/// Multiplications a row needs for one vector pair of columns: two groups together, a group alone, a group in 16 bits
+/// (measured on Zen 3, relative).
+const PAIR_COST: usize = 12;
+const SINGLE_COST: usize = 8;
+const WIDE_COST: usize = 9;
+
+/// Orders groups two by two so that no lane overflows, or widens the panel where that costs less.
+fn pair(groups: &[Group]) -> Body {
+    let mut parts: Vec<(Group, Load, u32)> = vec![];
+    for (i, g) in groups.iter().enumerate() {
+        let offset = (i * GROUP) as u32;
+        let load = Load::of(g);
+        if load.peak() <= LANE_LIMIT {
+            parts.push((*g, load, offset));
+            continue;
+        }
+        let (mut a, mut b) = (*g, Group([0; GROUP_BYTES]));
+        for (i, w) in g.0.iter().enumerate() {
+            if load.positive[i / 2].max(load.negative[i / 2]) > LANE_LIMIT {
+                b.0[i] = w / 2;
+                a.0[i] = w - w / 2;
+            }
+        }
+        parts.push((a, Load::of(&a), offset));
+        parts.push((b, Load::of(&b), offset));
+    }
+    if (parts.len() / 2) * PAIR_COST >= groups.len() * WIDE_COST {
+        return widen(groups);
+    }
+    // The fullest first, each with the fullest that still fits.
+    parts.sort_by_key(|p| std::cmp::Reverse(p.1.peak()));
+    let mut used = vec![false; parts.len()];
+    let (mut pairs, mut alone) = (vec![], vec![]);
+    for i in 0..parts.len() {
+        if used[i] {
+            continue;
+        }
+        used[i] = true;
+        match (i + 1..parts.len()).find(|&j| !used[j] && parts[i].1.fits_with(&parts[j].1)) {
+            Some(j) => {
+                used[j] = true;
+                pairs.extend([i, j]);
+            }
+            None => alone.push(i),
+        }
+    }
+    if pairs.len() / 2 * PAIR_COST + alone.len() * SINGLE_COST >= groups.len() * WIDE_COST {
+        return widen(groups);
+    }
+    let singles = pairs.len();
+    let order = || pairs.iter().chain(&alone).map(|&i| &parts[i]);
+    Body::Paired { groups: order().map(|p| p.0).collect(), offsets: order().map(|p| p.2).collect(), singles }
+}
+
+fn widen(groups: &[Group]) -> Body {
+    let mut pairs = vec![];
+    for g in groups {
+        for half in 0..2 {
+            pairs.push(WidePair(std::array::from_fn(|i| i16::from(g.0[i / 2 * GROUP + half * 2 + i % 2]))));
+        }
+    }
+    Body::Wide(pairs)
+}
+
+/// Float weights of a linear layer: panels of `[k][NR]`, the last one padded with zeros.
+#[derive(Clone, Debug)]
+pub struct F32Weights {
+    /// Inputs.
+    pub k: usize,
+    /// Outputs.
+    pub n: usize,
+    /// Panel after panel.
+    pub panels: Vec<f32>,
+}
+
+impl F32Weights {
+    /// Packs `weight(row, input)` for `n` outputs and `k` inputs.
+    pub fn pack(n: usize, k: usize, weight: impl Fn(usize, usize) -> f32) -> F32Weights {
+        let mut panels = vec![0.; n.div_ceil(NR) * k * NR];
+        for row in 0..n {
+            let panel = &mut panels[row / NR * k * NR..][..k * NR];
+            for i in 0..k {
+                panel[i * NR + row % NR] = weight(row, i);
+            }
+        }
+        F32Weights { k, n, panels }
+    }
+
+    /// One panel, `[k][NR]`.
+    pub fn panel(&self, p: usize) -> &[f32] {
+        &self.panels[p * self.k * NR..][..self.k * NR]
+    }
+}

@@ -1,0 +1,221 @@
+//! What happens to a row before and after a matrix tile: normalize, quantize, rescale, activate. Generic source; the
+//! instruction-set modules compile it with their features.
+
+use super::math::{self, fma};
+use super::{NR, TileI8};
+
+/// LayerNorm's parameters, `[k]` each.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Norm {
+    /// Multiplier.
+    pub gamma: Vec<f32>,
+    /// Addend.
+    pub beta: Vec<f32>,
+    /// Added to the variance.
+    pub epsilon: f32,
+}
+
+/// Element-wise function after a linear layer or a convolution.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Activation {
+    /// Identity.
+    #[default]
+    None,
+    /// max(x, 0).
+    Relu,
+    /// x·Φ(x) by erf.
+    Gelu,
+    /// x·Φ(x) by tanh.
+    GeluTanh,
+    /// x·σ(x), also called swish.
+    Silu,
+    /// min(max(x, 0), 6).
+    Relu6,
+    /// x·clamp(x/6 + 1/2, 0, 1).
+    HardSwish,
+    /// σ(x).
+    Sigmoid,
+}
+
+/// How a row was quantized: x ≈ scale · (stored − zero), where `stored` is what the integer tile reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct RowQuant {
+    /// Step.
+    pub scale: f32,
+    /// Stored value of 0.
+    pub zero: i32,
+}
+
+/// Per-column constants that turn sums into outputs.
+#[derive(Clone, Copy, Debug)]
+pub struct Finish<'a> {
+    /// Weight scale.
+    pub scale: &'a [f32; NR],
+    /// Sum of weights.
+    pub sum: &'a [i32; NR],
+    /// Bias.
+    pub bias: &'a [f32; NR],
+    /// Function applied last, before a residual is added.
+    pub activation: Activation,
+}
+
+/// The row routines of one instruction set. They are safe to call only on a CPU that has it, which
+/// [`super::available`] checks.
+pub struct RowFns {
+    /// Smallest and largest value of a row, 0 included.
+    pub range: unsafe fn(x: &[f32]) -> (f32, f32),
+    /// Quantizes: `stored = clamp(round(x · inverse) + zero, 0, 255) ^ flip`, ties to even.
+    pub quantize: unsafe fn(x: &[f32], inverse: f32, zero: f32, flip: u8, out: &mut [u8]),
+    /// LayerNorm of one row.
+    pub layer_norm: unsafe fn(x: &[f32], norm: &Norm, out: &mut [f32]),
+    /// Turns integer sums into floats: `(sum − zero·Σw) · row scale · column scale + bias`, then the activation.
+    pub finish_i8: unsafe fn(sums: &TileI8, rows: &[RowQuant; 4], finish: &Finish, out: &mut [[f32; NR]; 4]),
+    /// Applies an activation in place.
+    pub activate: unsafe fn(activation: Activation, x: &mut [f32]),
+    /// x[i] = x[i] + y[i].
+    pub add: unsafe fn(x: &mut [f32], y: &[f32]),
+    /// Softmax of `scale · x` in place; returns nothing, rows sum to 1.
+    pub softmax: unsafe fn(x: &mut [f32], scale: f32),
+}
+
+/// Lanes that reductions keep apart, so that they vectorize.
+const LANES: usize = 16;
+
+#[inline(always)]
+fn reduce(x: &[f32], init: f32, f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut acc = [init; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for c in chunks {
+        for i in 0..LANES {
+            acc[i] = f(acc[i], c[i]);
+        }
+    }
+    for (a, &v) in acc.iter_mut().zip(rest) {
+        *a = f(*a, v);
+    }
+    acc.into_iter().fold(init, f)
+}
+
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if b > a { b } else { a }
+}
+
+#[inline(always)]
+fn smaller(a: f32, b: f32) -> f32 {
+    if b < a { b } else { a }
+}
+
+#[inline(always)]
+pub fn range(x: &[f32]) -> (f32, f32) {
+    (reduce(x, 0., smaller), reduce(x, 0., larger))
+}
+
+#[inline(always)]
+pub fn quantize(x: &[f32], inverse: f32, zero: f32, flip: u8, out: &mut [u8]) {
+    #[inline(always)]
+    fn one(v: f32, inverse: f32, zero: f32, flip: u8) -> u8 {
+        let q = (v * inverse).round_ties_even() + zero;
+        // NaN becomes 0, as in a saturating cast.
+        let q = if q > 0. { q } else { 0. };
+        let q = if q < 255. { q } else { 255. };
+        // SAFETY: q is in 0…255.
+        (unsafe { q.to_int_unchecked::<i32>() }) as u8 ^ flip
+    }
+    for (o, &v) in out.iter_mut().zip(x) {
+        *o = one(v, inverse, zero, flip);
+    }
+}
+
+#[inline(always)]
+pub fn layer_norm<const FMA: bool>(x: &[f32], norm: &Norm, out: &mut [f32]) {
+    let n = x.len() as f32;
+    let mean = reduce(x, 0., |a, v| a + v) / n;
+    let mut acc = [0f32; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for c in chunks {
+        for i in 0..LANES {
+            let d = c[i] - mean;
+            acc[i] = fma::<FMA>(d, d, acc[i]);
+        }
+    }
+    for (a, &v) in acc.iter_mut().zip(rest) {
+        *a += (v - mean) * (v - mean);
+    }
+    let variance = acc.iter().sum::<f32>() / n;
+    let r = 1.0 / (variance + norm.epsilon).sqrt();
+    let (gamma, beta) = (&norm.gamma[..x.len()], &norm.beta[..x.len()]);
+    let out = &mut out[..x.len()];
+    for i in 0..x.len() {
+        out[i] = fma::<FMA>((x[i] - mean) * r, gamma[i], beta[i]);
+    }
+}
+
+#[inline(always)]
+fn each(x: &mut [f32], f: impl Fn(f32) -> f32) {
+    for v in x {
+        *v = f(*v);
+    }
+}
+
+#[inline(always)]
+pub fn activate<const FMA: bool>(activation: Activation, x: &mut [f32]) {
+    match activation {
+        Activation::None => {}
+        Activation::Relu => each(x, |v| larger(0., v)),
+        Activation::Relu6 => each(x, |v| smaller(6., larger(0., v))),
+        Activation::Gelu => each(x, math::gelu::<FMA>),
+        Activation::GeluTanh => each(x, math::gelu_tanh::<FMA>),
+        Activation::Silu => each(x, |v| v * math::sigmoid::<FMA>(v)),
+        Activation::Sigmoid => each(x, math::sigmoid::<FMA>),
+        Activation::HardSwish => each(x, |v| v * smaller(1., larger(0., fma::<FMA>(v, 1. / 6., 0.5)))),
+    }
+}
+
+#[inline(always)]
+pub fn finish_i8<const FMA: bool>(
+    sums: &TileI8,
+    rows: &[RowQuant; 4],
+    finish: &Finish,
+    out: &mut [[f32; NR]; 4],
+) {
+    for m in 0..4 {
+        for n in 0..NR {
+            let sum = sums[m][n].wrapping_sub(rows[m].zero.wrapping_mul(finish.sum[n]));
+            out[m][n] = fma::<FMA>(sum as f32, rows[m].scale * finish.scale[n], finish.bias[n]);
+        }
+    }
+    if finish.activation != Activation::None {
+        activate::<FMA>(finish.activation, out.as_flattened_mut());
+    }
+}
+
+#[inline(always)]
+pub fn add(x: &mut [f32], y: &[f32]) {
+    for (x, y) in x.iter_mut().zip(y) {
+        *x += y;
+    }
+}
+
+#[inline(always)]
+pub fn softmax<const FMA: bool>(x: &mut [f32], scale: f32) {
+    let top = if scale >= 0. { reduce(x, f32::NEG_INFINITY, larger) } else { reduce(x, f32::INFINITY, smaller) };
+    // A row that is all −∞ (fully masked) has no softmax; exp(−∞ + ∞) = NaN says so, as in the reference.
+    let offset = -top * scale;
+    let mut acc = [0f32; LANES];
+    let mut chunks = x.chunks_exact_mut(LANES);
+    for c in &mut chunks {
+        for i in 0..LANES {
+            c[i] = math::exp::<FMA>(fma::<FMA>(c[i], scale, offset));
+            acc[i] += c[i];
+        }
+    }
+    for (a, v) in acc.iter_mut().zip(chunks.into_remainder()) {
+        *v = math::exp::<FMA>(fma::<FMA>(*v, scale, offset));
+        *a += *v;
+    }
+    let inverse = 1.0 / acc.iter().sum::<f32>();
+    each(x, |v| v * inverse);
+}

@@ -1,0 +1,178 @@
+//! Every kernel this CPU has, against plain loops: fixed seeds, odd sizes, extreme values.
+
+use super::*;
+use crate::model::card::SelfTest;
+
+fn bytes(seed: u64, n: usize) -> Vec<u8> {
+    SelfTest::input(seed, n).iter().map(|v| (v * 128.0 + 128.0) as u8).collect()
+}
+
+fn check_i8(kernels: &Kernels, n: usize, k: usize, x: &[u8], w: &[i8]) {
+    let packed = I8Weights::pack(kernels, n, k, w, &vec![1.; n]);
+    let stride = packed.row_bytes();
+    // Padding bytes hold anything: their weights are 0.
+    let mut stored = vec![77u8; MR_I8 * stride];
+    for m in 0..MR_I8 {
+        for i in 0..k {
+            stored[m * stride + i] = x[m * k + i] ^ kernels.flip;
+        }
+    }
+    let wide: Vec<i16> = stored.iter().map(|&v| i16::from(v)).collect();
+    let offset = if kernels.flip == 0 { 0 } else { 128 };
+    for (p, panel) in packed.panels.iter().enumerate() {
+        let mut sums = [[0; NR]; MR_I8];
+        let rows: [*const u8; MR_I8] = std::array::from_fn(|m| match panel.is_wide() {
+            true => wide[m * stride..].as_ptr().cast(),
+            false => stored[m * stride..].as_ptr(),
+        });
+        // SAFETY: `available` returned the kernel; rows hold `row_bytes` activations.
+        unsafe { (kernels.tile_i8)(&rows, panel, &mut sums) };
+        for m in 0..MR_I8 {
+            for c in 0..NR.min(n - p * NR) {
+                let row = &w[(p * NR + c) * k..][..k];
+                let want: i32 = (0..k).map(|i| i32::from(x[m * k + i]) * i32::from(row[i])).sum();
+                let got = sums[m][c] + offset * panel.sum[c];
+                assert_eq!(got, want, "{} n={n} k={k} row {m} column {c}", kernels.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn integer_tiles_are_exact() {
+    for kernels in available() {
+        for (n, k) in [(16, 4), (16, 8), (17, 3), (5, 1), (31, 67), (48, 192), (16, 1023)] {
+            let x = bytes(1, MR_I8 * k);
+            let w: Vec<i8> = bytes(2, n * k).iter().map(|&v| (v ^ 0x80) as i8).collect();
+            check_i8(kernels, n, k, &x, &w);
+            // Narrow, as paired groups like them, and in between.
+            for shift in [1, 2, 3] {
+                let w: Vec<i8> = w.iter().map(|v| v >> shift).collect();
+                check_i8(kernels, n, k, &x, &w);
+            }
+        }
+    }
+}
+
+#[test]
+fn integer_tiles_are_exact_at_the_extremes() {
+    for kernels in available() {
+        for w in [-127i8, -128, 127, 0] {
+            for x in [0u8, 255] {
+                check_i8(kernels, 20, 37, &[x; 4 * 37], &[w; 20 * 37]);
+            }
+        }
+        // Alternating signs: lanes cancel in the sum but not on the way.
+        let w: Vec<i8> = (0..16 * 64).map(|i| if i % 2 == 0 { 127 } else { -127 }).collect();
+        check_i8(kernels, 16, 64, &[255; 4 * 64], &w);
+    }
+}
+
+#[test]
+fn float_tiles_match() {
+    for kernels in available() {
+        for k in [1, 3, 64, 197] {
+            let x = SelfTest::input(3, MR_F32 * k);
+            let w = SelfTest::input(4, NR * k);
+            let packed = F32Weights::pack(NR, k, |n, i| w[n * k + i]);
+            let rows: [*const f32; MR_F32] = std::array::from_fn(|m| x[m * k..].as_ptr());
+            let mut sums = [[0.; NR]; MR_F32];
+            // SAFETY: `available` returned the kernel; rows hold k floats, the panel k·NR.
+            unsafe { (kernels.tile_f32)(&rows, k, packed.panel(0).as_ptr(), &mut sums) };
+            for m in 0..MR_F32 {
+                for n in 0..NR {
+                    let want: f64 = (0..k).map(|i| f64::from(x[m * k + i]) * f64::from(w[n * k + i])).sum();
+                    assert!((f64::from(sums[m][n]) - want).abs() < 1e-4, "{} {k}", kernels.name);
+                }
+            }
+        }
+    }
+}
+
+fn erf64(x: f64) -> f64 {
+    // Series for small arguments, 1 − continued fraction for large ones.
+    if x.abs() < 3.0 {
+        let (mut term, mut sum) = (x, x);
+        for n in 1..200 {
+            term *= -x * x / f64::from(n);
+            sum += term / f64::from(2 * n + 1);
+        }
+        return sum * 2.0 / std::f64::consts::PI.sqrt();
+    }
+    let mut f = 0.0;
+    for n in (1..60).rev() {
+        f = f64::from(n) / 2.0 / (x.abs() + f);
+    }
+    (1.0 - (-x * x).exp() / std::f64::consts::PI.sqrt() / (x.abs() + f)).copysign(x)
+}
+
+#[test]
+fn functions_keep_their_error_bounds() {
+    let xs: Vec<f32> = (-2000..2000).map(|i| i as f32 * 0.0101).collect();
+    for kernels in available() {
+        for (activation, reference, bound) in [
+            (Activation::Gelu, (|x: f64| 0.5 * x * (1.0 + erf64(x / 2f64.sqrt()))) as fn(f64) -> f64, 2e-6),
+            (Activation::Silu, |x: f64| x / (1.0 + (-x).exp()), 2e-6),
+            (Activation::Sigmoid, |x: f64| 1.0 / (1.0 + (-x).exp()), 3e-7),
+            (
+                Activation::GeluTanh,
+                |x: f64| 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh()),
+                2e-6,
+            ),
+        ] {
+            let mut y = xs.clone();
+            // SAFETY: `available` returned the kernel.
+            unsafe { (kernels.rows.activate)(activation, &mut y) };
+            for (x, y) in xs.iter().zip(&y) {
+                let error = (f64::from(*y) - reference(f64::from(*x))).abs() / f64::from(x.abs()).max(1.0);
+                assert!(error < bound, "{} {activation:?} at {x}: {y}, error {error:e}", kernels.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_match_plain_loops() {
+    for kernels in available() {
+        for k in [1, 7, 16, 197, 384] {
+            let x: Vec<f32> = SelfTest::input(9, k).iter().map(|v| v * 5.0 + 1.0).collect();
+            // SAFETY: `available` returned the kernel, here and below.
+            let (low, high) = unsafe { (kernels.rows.range)(&x) };
+            assert_eq!(low, x.iter().copied().fold(0., f32::min));
+            assert_eq!(high, x.iter().copied().fold(0., f32::max));
+            let mut q = vec![0; k];
+            unsafe { (kernels.rows.quantize)(&x, 20.0, 30.0, kernels.flip, &mut q) };
+            for (q, x) in q.iter().zip(&x) {
+                let want = ((x * 20.0).round_ties_even() + 30.0).clamp(0., 255.) as u8;
+                assert_eq!(q ^ kernels.flip, want);
+            }
+            let norm = Norm { gamma: SelfTest::input(10, k), beta: SelfTest::input(11, k), epsilon: 1e-6 };
+            let mut y = vec![0.; k];
+            unsafe { (kernels.rows.layer_norm)(&x, &norm, &mut y) };
+            let mean = x.iter().map(|&v| f64::from(v)).sum::<f64>() / k as f64;
+            let var = x.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / k as f64;
+            for i in 0..k {
+                let want = (f64::from(x[i]) - mean) / (var + 1e-6).sqrt() * f64::from(norm.gamma[i])
+                    + f64::from(norm.beta[i]);
+                assert!((f64::from(y[i]) - want).abs() < 2e-5, "{} {} {want}", kernels.name, y[i]);
+            }
+            let mut p = x.clone();
+            unsafe { (kernels.rows.softmax)(&mut p, 0.7) };
+            let sum: f64 = x.iter().map(|&v| (0.7 * f64::from(v)).exp()).sum();
+            for i in 0..k {
+                assert!((f64::from(p[i]) - (0.7 * f64::from(x[i])).exp() / sum).abs() < 1e-6);
+            }
+        }
+    }
+}
+
+#[test]
+fn special_values_do_not_trap() {
+    for kernels in available() {
+        let x = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 3.4e38, -3.4e38];
+        let mut q = [9u8; 5];
+        // SAFETY: `available` returned the kernel.
+        unsafe { (kernels.rows.quantize)(&x, 1.0, 10.0, 0, &mut q) };
+        assert_eq!(q, [0, 255, 0, 255, 0], "{}", kernels.name);
+    }
+}

@@ -1,0 +1,133 @@
+//! AVX2 with FMA.
+
+use super::generic::row_fns;
+use super::pack::{Group, WidePair};
+use super::rows::{self, Activation, Finish, Norm, RowFns, RowQuant};
+use super::{Body, I8Panel, Kernels, Layout, MR_F32, MR_I8, NR, TileF32, TileI8};
+use std::arch::x86_64::*;
+
+static AVX2: Kernels = Kernels { name: "avx2", layout: Layout::Paired, flip: 0, tile_i8, tile_f32, rows: ROWS };
+
+/// The kernels this CPU can run.
+pub fn kernels() -> Option<&'static Kernels> {
+    (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(&AVX2)
+}
+
+row_fns!(true, "avx2,fma");
+
+/// # Safety
+/// See [`Kernels::tile_i8`].
+#[target_feature(enable = "avx2,fma")]
+unsafe fn tile_i8(rows: &[*const u8; MR_I8], panel: &I8Panel, sums: &mut TileI8) {
+    // SAFETY: the caller's contract.
+    let acc = unsafe {
+        match &panel.body {
+            Body::Paired { groups, offsets, singles } => paired(rows, groups, offsets, *singles),
+            Body::Wide(pairs) => wide(&rows.map(<*const u8>::cast), pairs),
+            Body::Plain(_) => unreachable!("packed for another kernel"),
+        }
+    };
+    for m in 0..MR_I8 {
+        let out = sums[m].as_mut_ptr().cast::<__m256i>();
+        // SAFETY: a row of sums holds NR = 16 integers.
+        unsafe {
+            _mm256_storeu_si256(out, acc[m][0]);
+            _mm256_storeu_si256(out.add(1), acc[m][1]);
+        }
+    }
+}
+
+type Acc = [[__m256i; 2]; MR_I8];
+
+/// Two groups of four inputs a step: four products meet in an i16 lane (the packing guarantees that they fit), then
+/// are widened to i32 once. Groups without a partner follow.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn paired(rows: &[*const u8; MR_I8], groups: &[Group], offsets: &[u32], singles: usize) -> Acc {
+    let ones = _mm256_set1_epi16(1);
+    let mut acc = [[_mm256_setzero_si256(); 2]; MR_I8];
+    let [r0, r1, r2, r3] = *rows;
+    let (mut w, mut o) = (groups.as_ptr().cast::<__m256i>(), offsets.as_ptr());
+    for _ in 0..singles / 2 {
+        // SAFETY: a step has two groups of two vectors each and two offsets; offsets lie inside the rows.
+        unsafe {
+            let (o0, o1) = (*o as usize, *o.add(1) as usize);
+            let b00 = _mm256_load_si256(w);
+            let b01 = _mm256_load_si256(w.add(1));
+            let b10 = _mm256_load_si256(w.add(2));
+            let b11 = _mm256_load_si256(w.add(3));
+            for (m, row) in [r0, r1, r2, r3].into_iter().enumerate() {
+                let a0 = _mm256_set1_epi32(row.add(o0).cast::<i32>().read_unaligned());
+                let a1 = _mm256_set1_epi32(row.add(o1).cast::<i32>().read_unaligned());
+                let left = _mm256_add_epi16(_mm256_maddubs_epi16(a0, b00), _mm256_maddubs_epi16(a1, b10));
+                let right = _mm256_add_epi16(_mm256_maddubs_epi16(a0, b01), _mm256_maddubs_epi16(a1, b11));
+                acc[m][0] = _mm256_add_epi32(acc[m][0], _mm256_madd_epi16(left, ones));
+                acc[m][1] = _mm256_add_epi32(acc[m][1], _mm256_madd_epi16(right, ones));
+            }
+            w = w.add(4);
+            o = o.add(2);
+        }
+    }
+    for _ in singles..groups.len() {
+        // SAFETY: one group of two vectors and one offset each.
+        unsafe {
+            let o0 = *o as usize;
+            let (b0, b1) = (_mm256_load_si256(w), _mm256_load_si256(w.add(1)));
+            for (m, row) in [r0, r1, r2, r3].into_iter().enumerate() {
+                let a = _mm256_set1_epi32(row.add(o0).cast::<i32>().read_unaligned());
+                let (left, right) = (_mm256_maddubs_epi16(a, b0), _mm256_maddubs_epi16(a, b1));
+                acc[m][0] = _mm256_add_epi32(acc[m][0], _mm256_madd_epi16(left, ones));
+                acc[m][1] = _mm256_add_epi32(acc[m][1], _mm256_madd_epi16(right, ones));
+            }
+            w = w.add(2);
+            o = o.add(1);
+        }
+    }
+    acc
+}
+
+/// 16-bit activations and weights: exact for any i8 weight.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn wide(rows: &[*const i16; MR_I8], pairs: &[WidePair]) -> Acc {
+    let mut acc = [[_mm256_setzero_si256(); 2]; MR_I8];
+    let [r0, r1, r2, r3] = *rows;
+    let mut w = pairs.as_ptr().cast::<__m256i>();
+    for i in 0..pairs.len() {
+        // SAFETY: a pair is two vectors; rows hold two activations for each pair.
+        unsafe {
+            let (b0, b1) = (_mm256_load_si256(w), _mm256_load_si256(w.add(1)));
+            for (m, row) in [r0, r1, r2, r3].into_iter().enumerate() {
+                let a = _mm256_set1_epi32(row.add(2 * i).cast::<i32>().read_unaligned());
+                acc[m][0] = _mm256_add_epi32(acc[m][0], _mm256_madd_epi16(a, b0));
+                acc[m][1] = _mm256_add_epi32(acc[m][1], _mm256_madd_epi16(a, b1));
+            }
+            w = w.add(2);
+        }
+    }
+    acc
+}
+
+/// # Safety
+/// See [`Kernels::tile_f32`].
+#[target_feature(enable = "avx2,fma")]
+unsafe fn tile_f32(rows: &[*const f32; MR_F32], k: usize, b: *const f32, sums: &mut TileF32) {
+    let mut acc = [[_mm256_setzero_ps(); 2]; MR_F32];
+    for i in 0..k {
+        // SAFETY: `b` holds k·NR floats and each row k, by contract.
+        unsafe {
+            let b0 = _mm256_loadu_ps(b.add(i * NR));
+            let b1 = _mm256_loadu_ps(b.add(i * NR + 8));
+            for m in 0..MR_F32 {
+                let a = _mm256_broadcast_ss(&*rows[m].add(i));
+                acc[m][0] = _mm256_fmadd_ps(a, b0, acc[m][0]);
+                acc[m][1] = _mm256_fmadd_ps(a, b1, acc[m][1]);
+            }
+        }
+    }
+    for m in 0..MR_F32 {
+        // SAFETY: a row of sums holds NR = 16 floats.
+        unsafe {
+            _mm256_storeu_ps(sums[m].as_mut_ptr(), acc[m][0]);
+            _mm256_storeu_ps(sums[m].as_mut_ptr().add(8), acc[m][1]);
+        }
+    }
+}
