@@ -5,6 +5,7 @@
 pub mod bench;
 pub mod classify;
 pub mod error;
+pub mod exec;
 pub mod files;
 pub mod kernels;
 pub mod model;

@@ -1,10 +1,12 @@
 //! A loaded model, ready to run.
 
 use crate::error::{Error, Result};
-use crate::model::card::Card;
+use crate::exec::Exec;
+use crate::model::card::{Activations, Card};
+pub use crate::model::plan::{How, PlanLine};
+use crate::model::{lower, plan, wire};
 use crate::onnx::{DType, Graph};
 use ndarray::ArrayD;
-use prost::Message;
 use std::path::Path;
 use tract_onnx::prelude::*;
 
@@ -34,33 +36,6 @@ pub struct TensorInfo {
     pub shape: Vec<usize>,
 }
 
-/// How one node of the file runs.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum How {
-    /// Integer arithmetic.
-    Integer,
-    /// One of vedge's fused float operators.
-    Fused,
-    /// A plain tract operator in float.
-    Tract,
-    /// Moves or reinterprets data only (reshape, transpose, constant).
-    Layout,
-}
-
-/// One operator of the execution plan.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct PlanLine {
-    /// Name of the node (of the last one, where several are fused).
-    pub name: String,
-    /// Operator class: `linear`, `conv`, `attention`, `layer_norm`, … or the ONNX operator.
-    pub class: String,
-    /// How it runs.
-    pub how: How,
-    /// Why it does not run in integers although it carries quantization; empty otherwise.
-    pub note: String,
-}
-
 /// A model ready to run. Not for concurrent use: one session a thread.
 pub struct Session {
     plan: Arc<TypedSimplePlan>,
@@ -68,6 +43,7 @@ pub struct Session {
     outputs: Vec<String>,
     card: Option<Card>,
     lines: Vec<PlanLine>,
+    exec: Arc<Exec>,
 }
 
 impl Session {
@@ -83,7 +59,7 @@ impl Session {
     ///
     /// # Errors
     /// As [`Session::load`].
-    pub fn from_graph(graph: Graph, _options: &Options) -> Result<Session> {
+    pub fn from_graph(graph: Graph, options: &Options) -> Result<Session> {
         let card = Card::of(&graph)?;
         let mut inputs = vec![];
         for i in &graph.inputs {
@@ -94,20 +70,28 @@ impl Session {
             inputs.push(TensorInfo { name: i.name().into(), dtype, shape });
         }
         let outputs: Vec<String> = graph.outputs.iter().map(|o| o.name().to_string()).collect();
+        let exec = Arc::new(Exec::new(options.threads)?);
+        let per_token = card.as_ref().is_some_and(|c| c.activations == Activations::PerToken);
+        let lowered = match options.fuse {
+            true => lower::lower(graph, exec.kernels, per_token)?,
+            false => lower::unchanged(graph),
+        };
+        let lines = plan::lines(&lowered);
         let engine = |e: TractError| Error::Engine(format!("{e:#}"));
-        let mut graph = graph;
-        graph.value_info.clear();
-        let bytes = graph.encode();
-        drop(graph);
-        let proto = tract_onnx::pb::ModelProto::decode(bytes.as_slice()).map_err(|e| Error::BadModel(e.to_string()))?;
-        let model = tract_onnx::onnx()
-            .with_ignore_output_shapes(true)
-            .with_ignore_value_info(true)
-            .model_for_proto_model(&proto)
-            .map_err(engine)?;
-        let model = model.into_optimized().map_err(engine)?;
+        let model = wire::wire(lowered, &exec)?;
+        let model = wire::guarded(|| model.into_optimized()).map_err(engine)?;
         let plan = TypedSimplePlan::new(model).map_err(engine)?;
-        Ok(Session { plan, inputs, outputs, card, lines: vec![] })
+        Ok(Session { plan, inputs, outputs, card, lines, exec })
+    }
+
+    /// Name of the kernels in use.
+    pub fn kernel(&self) -> &'static str {
+        self.exec.kernels.name
+    }
+
+    /// Worker threads.
+    pub fn threads(&self) -> usize {
+        self.exec.threads()
     }
 
     /// The model's inputs, in order.
@@ -149,9 +133,11 @@ impl Session {
                     info.shape
                 )));
             }
-            values.push(Tensor::from(x.to_owned()).into_tvalue());
+            let x = Tensor::from(x.as_standard_layout().into_owned());
+            values.push(x.cast_to_dt(datum_type(info.dtype)?).map_err(engine)?.into_owned().into_tvalue());
         }
-        let outputs = self.plan.run(values).map_err(engine)?;
+        let plan = &self.plan;
+        let outputs = self.exec.install(|| wire::guarded(|| plan.run(values))).map_err(engine)?;
         outputs
             .iter()
             .map(|v| {
@@ -161,4 +147,16 @@ impl Session {
             })
             .collect()
     }
+}
+
+fn datum_type(dtype: DType) -> Result<DatumType> {
+    Ok(match dtype {
+        DType::Float => DatumType::F32,
+        DType::Float16 => DatumType::F16,
+        DType::Uint8 => DatumType::U8,
+        DType::Int64 => DatumType::I64,
+        DType::Int32 => DatumType::I32,
+        DType::Bool => DatumType::Bool,
+        other => return Err(Error::Shape(format!("inputs of element type {other:?} are not supported"))),
+    })
 }

@@ -6,7 +6,10 @@
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
+pub mod attention;
+pub mod conv;
 mod generic;
+pub mod linear;
 mod math;
 mod pack;
 mod rows;
@@ -64,6 +67,20 @@ pub struct Kernels {
     pub tile_f32: unsafe fn(rows: &[*const f32; MR_F32], k: usize, b: *const f32, sums: &mut TileF32),
     /// Row routines.
     pub rows: rows::RowFns,
+}
+
+impl Kernels {
+    /// LayerNorm of one row.
+    pub fn layer_norm(&self, norm: &Norm, x: &[f32], out: &mut [f32]) {
+        // SAFETY: tables are handed out by `available` only, for this CPU.
+        unsafe { (self.rows.layer_norm)(x, norm, out) }
+    }
+
+    /// Applies an element-wise function in place.
+    pub fn activate(&self, activation: Activation, x: &mut [f32]) {
+        // SAFETY: as above.
+        unsafe { (self.rows.activate)(activation, x) }
+    }
 }
 
 /// Every kernel this CPU can run, best first; the last is `generic`.

@@ -1,0 +1,218 @@
+//! Linear layers: MatMul or Gemm with constant weights, and what follows them: bias, per-channel scale (LayerScale),
+//! element-wise function, residual.
+
+use super::constant::{Constant, constant, quantized};
+use super::{Fused, Lowered, Rewrites, fused_index};
+use crate::error::Result;
+use crate::kernels::linear::{InputQuant, Linear, Weights, bias_panels};
+use crate::kernels::{Activation, F32Weights, I8Weights, Kernels};
+use crate::onnx::{DType, Graph, NodeProto, Uses, elements};
+
+/// A linear layer as found: `x · W · scale + bias`.
+struct Found {
+    nodes: Vec<usize>,
+    input: String,
+    quant: Option<InputQuant>,
+    weight: Constant,
+    /// Whether the weight is stored `[k][n]`, as for MatMul.
+    by_input: bool,
+    scale: Vec<f32>,
+    bias: Vec<f32>,
+    activation: Activation,
+    residual: Option<String>,
+    output: String,
+    note: Option<String>,
+}
+
+pub fn run(l: &mut Lowered, kernels: &Kernels, per_token: bool) -> Result<()> {
+    let uses = l.uses();
+    let mut r = Rewrites::default();
+    for i in 0..l.graph.nodes.len() {
+        if !r.is_free(i) {
+            continue;
+        }
+        let Some(mut found) = head(&l.graph, &uses, i, per_token) else { continue };
+        extend(l, &uses, &r, &mut found);
+        if let Some(note) = found.note.take() {
+            l.notes.insert(found.output.clone(), note);
+        }
+        let mut inputs = vec![found.input.as_str()];
+        inputs.extend(found.residual.as_deref());
+        let linear = Linear {
+            norm: None,
+            weights: pack(kernels, &found),
+            bias: bias_panels(&found.bias),
+            activation: found.activation,
+        };
+        let new = l.node(Fused::Linear(Box::new(linear)), &inputs, &found.output);
+        r.replace(&found.nodes, new);
+    }
+    l.apply(r);
+    Ok(())
+}
+
+/// The matrix product itself.
+fn head(g: &Graph, uses: &Uses, i: usize, per_token: bool) -> Option<Found> {
+    let n = &g.nodes[i];
+    if !n.domain().is_empty() || !matches!(n.op_type(), "MatMul" | "Gemm") {
+        return None;
+    }
+    let x = n.input_name(0);
+    let weight = constant(g, uses, n.input_name(1)).filter(|w| w.shape().len() == 2)?;
+    let (dtype, shape) = g.fact(x)?;
+    let output = n.output.first()?;
+    if dtype != DType::Float || elements(&shape) == 0 || g.initializers.contains_key(x) {
+        return None;
+    }
+    let by_input = n.op_type() == "MatMul" || n.int("transB", 0) == 0;
+    let (k, width) = if by_input { (weight.shape()[0], weight.shape()[1]) } else { (weight.shape()[1], weight.shape()[0]) };
+    if shape.last() != Some(&k) {
+        return None;
+    }
+    let (mut scale, mut bias) = (1., vec![0.; width]);
+    if n.op_type() == "Gemm" {
+        if n.int("transA", 0) != 0 {
+            return None;
+        }
+        scale = n.float("alpha", 1.);
+        if !n.input_name(2).is_empty() {
+            let beta = n.float("beta", 1.);
+            bias = per_column(g, n.input_name(2), width)?.iter().map(|b| b * beta).collect();
+        }
+    }
+    let mut found = Found {
+        nodes: vec![i],
+        input: x.into(),
+        quant: None,
+        weight,
+        by_input,
+        scale: vec![scale; width],
+        bias,
+        activation: Activation::None,
+        residual: None,
+        output: output.clone(),
+        note: None,
+    };
+    choose_quant(g, uses, per_token, &mut found);
+    Some(found)
+}
+
+/// Integers where both sides are quantized; else float, with a note where only one is.
+fn choose_quant(g: &Graph, uses: &Uses, per_token: bool, f: &mut Found) {
+    let activations = quantized(g, uses, &f.input);
+    let outputs_axis = usize::from(f.by_input);
+    match &f.weight {
+        Constant::I8 { scale, axis, .. } => {
+            if scale.len() > 1 && *axis != outputs_axis {
+                f.note = Some("weight scales run along the inputs: float".into());
+            } else if let Some((x, scale, zero)) = activations {
+                f.input = x;
+                f.quant = Some(InputQuant::Static { scale, zero });
+            } else if per_token {
+                f.quant = Some(InputQuant::PerRow);
+            } else {
+                f.note = Some("int8 weights, but the input is not quantized: float".into());
+            }
+        }
+        Constant::F32(..) if activations.is_some() => {
+            f.note = Some("quantized input, but float weights: float".into());
+        }
+        Constant::F32(..) => {}
+    }
+}
+
+/// A constant that has one value for each output column (or one for all).
+fn per_column(g: &Graph, name: &str, n: usize) -> Option<Vec<f32>> {
+    let shape = g.initializers.get(name).map(crate::onnx::shape_of)?;
+    let values = g.const_f32(name)?;
+    match values.len() {
+        1 => Some(vec![values[0]; n]),
+        len if len == n && shape.last() == Some(&n) => Some(values),
+        _ => None,
+    }
+}
+
+/// Takes the nodes that follow.
+fn extend(l: &Lowered, uses: &Uses, r: &Rewrites, f: &mut Found) {
+    let g = &l.graph;
+    let n = f.bias.len();
+    while let Some(next) = uses.only_consumer(&f.output).filter(|&i| r.is_free(i)) {
+        let node = &g.nodes[next];
+        let operand = node.input.iter().find(|i| **i != f.output);
+        let values = operand.and_then(|o| per_column(g, o, n));
+        let plain = f.activation == Activation::None;
+        match (node.op_type(), values) {
+            ("Add", Some(b)) if plain => f.bias.iter_mut().zip(b).for_each(|(x, b)| *x += b),
+            ("Mul", Some(s)) if plain => {
+                f.bias.iter_mut().zip(&s).for_each(|(x, s)| *x *= s);
+                f.scale.iter_mut().zip(&s).for_each(|(x, s)| *x *= s);
+            }
+            ("Add", None) => {
+                let Some(residual) = operand.filter(|o| is_residual(g, o, f)) else { return };
+                f.residual = Some(residual.clone());
+                f.nodes.push(next);
+                f.output = node.output[0].clone();
+                return;
+            }
+            _ => match l.fused_of(node) {
+                Some(Fused::Activation(a)) if plain => f.activation = *a,
+                _ => return,
+            },
+        }
+        f.nodes.push(next);
+        f.output = node.output[0].clone();
+    }
+}
+
+fn is_residual(g: &Graph, name: &str, f: &Found) -> bool {
+    !g.initializers.contains_key(name) && g.fact(name).is_some() && g.fact(name) == g.fact(&f.output)
+}
+
+fn pack(kernels: &Kernels, f: &Found) -> Weights {
+    let (k, n) = match f.by_input {
+        true => (f.weight.shape()[0], f.weight.shape()[1]),
+        false => (f.weight.shape()[1], f.weight.shape()[0]),
+    };
+    let at = |row: usize, i: usize| if f.by_input { i * n + row } else { row * k + i };
+    match (&f.weight, f.quant) {
+        (Constant::I8 { values, scale, .. }, Some(quant)) => {
+            let rows: Vec<i8> = (0..n * k).map(|i| values[at(i / k, i % k)]).collect();
+            let scale: Vec<f32> = f.scale.iter().enumerate().map(|(c, s)| s * scale[c % scale.len()]).collect();
+            Weights::I8(I8Weights::pack(kernels, n, k, &rows, &scale), quant)
+        }
+        (Constant::I8 { values, scale, axis, .. }, None) => {
+            let of = |row: usize, i: usize| scale[if scale.len() == 1 { 0 } else { [i, row][usize::from((*axis == 1) == f.by_input)] }];
+            Weights::F32(F32Weights::pack(n, k, |row, i| f32::from(values[at(row, i)]) * of(row, i) * f.scale[row]))
+        }
+        (Constant::F32(values, _), _) => Weights::F32(F32Weights::pack(n, k, |row, i| values[at(row, i)] * f.scale[row])),
+    }
+}
+
+/// Moves a LayerNorm into the linear layers that use it, where nothing else does.
+pub fn absorb_norms(l: &mut Lowered) {
+    let uses = l.uses();
+    let is_linear = |n: &NodeProto| matches!(l.fused_of(n), Some(Fused::Linear(_)));
+    let mut moves = vec![];
+    for n in &l.graph.nodes {
+        let Some(Fused::LayerNorm(norm)) = l.fused_of(n) else { continue };
+        let users = uses.consumers(&n.output[0]);
+        let all = users.iter().all(|&u| {
+            let user = &l.graph.nodes[u];
+            is_linear(user) && user.input_name(0) == n.output[0] && user.input.get(1) != n.output.first()
+        });
+        if all && !uses.is_output(&n.output[0]) {
+            moves.push((users.to_vec(), n.input[0].clone(), norm.clone()));
+        }
+    }
+    for (users, input, norm) in moves {
+        for u in users {
+            let n = &mut l.graph.nodes[u];
+            n.input[0] = input.clone();
+            let index = fused_index(n).expect("a linear layer");
+            if let Fused::Linear(linear) = &mut l.fused[index] {
+                linear.norm = Some(norm.clone());
+            }
+        }
+    }
+    l.graph.prune_unused();
+}

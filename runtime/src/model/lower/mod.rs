@@ -1,0 +1,101 @@
+//! Turns patterns of the portable graph into vedge's operators before tract sees it.
+//!
+//! Each pass finds one pattern and replaces its nodes by one node of the domain [`DOMAIN`], whose attribute `fused`
+//! indexes [`Lowered::fused`]. What no pattern takes stays as it is and runs in tract.
+
+mod attention;
+mod constant;
+mod conv;
+mod elementwise;
+mod linear;
+mod view;
+
+use super::ops::Fused;
+use crate::error::Result;
+use crate::kernels::Kernels;
+use crate::onnx::{Graph, NodeProto, Uses, attr};
+use std::collections::{HashMap, HashSet};
+
+/// Domain of the nodes that stand for fused operators.
+pub const DOMAIN: &str = "vedge";
+
+/// A graph whose patterns are replaced.
+pub struct Lowered {
+    /// The graph.
+    pub graph: Graph,
+    /// The operators that its nodes of [`DOMAIN`] index.
+    pub fused: Vec<Fused>,
+    /// By node name: why it does not run in integers although it carries quantization.
+    pub notes: HashMap<String, String>,
+}
+
+/// Lowers a graph for a kernel. `per_token` makes layers with int8 weights and float activations run in integers.
+pub fn lower(graph: Graph, kernels: &Kernels, per_token: bool) -> Result<Lowered> {
+    let mut l = Lowered { graph, fused: vec![], notes: HashMap::new() };
+    elementwise::run(&mut l);
+    attention::run(&mut l);
+    linear::run(&mut l, kernels, per_token)?;
+    conv::run(&mut l, kernels, per_token)?;
+    linear::absorb_norms(&mut l);
+    Ok(l)
+}
+
+/// A graph as it is, for plain tract.
+pub fn unchanged(graph: Graph) -> Lowered {
+    Lowered { graph, fused: vec![], notes: HashMap::new() }
+}
+
+/// The operator a node stands for.
+pub fn fused_index(n: &NodeProto) -> Option<usize> {
+    (n.domain() == DOMAIN).then(|| n.int("fused", 0) as usize)
+}
+
+impl Lowered {
+    fn fused_of(&self, n: &NodeProto) -> Option<&Fused> {
+        fused_index(n).map(|i| &self.fused[i])
+    }
+
+    /// Adds an operator and makes the node that stands for it.
+    fn node(&mut self, fused: Fused, inputs: &[&str], output: &str) -> NodeProto {
+        self.fused.push(fused);
+        let index = attr::int("fused", self.fused.len() as i64 - 1);
+        NodeProto { domain: Some(DOMAIN.into()), ..NodeProto::of("Fused", inputs, &[output], vec![index]) }
+    }
+
+    fn uses(&self) -> Uses {
+        Uses::of(&self.graph)
+    }
+
+    fn apply(&mut self, r: Rewrites) {
+        let nodes = std::mem::take(&mut self.graph.nodes);
+        let mut with = r.with;
+        for (i, n) in nodes.into_iter().enumerate() {
+            if let Some(new) = with.remove(&i) {
+                self.graph.nodes.push(new);
+            } else if !r.taken.contains(&i) {
+                self.graph.nodes.push(n);
+            }
+        }
+        self.graph.prune_unused();
+    }
+}
+
+/// Replacements of one pass: nodes that a pattern took, and what stands in their place.
+#[derive(Default)]
+struct Rewrites {
+    taken: HashSet<usize>,
+    with: HashMap<usize, NodeProto>,
+}
+
+impl Rewrites {
+    /// Replaces the nodes of a pattern by one at the place of the last; `nodes` must be free and are taken.
+    fn replace(&mut self, nodes: &[usize], new: NodeProto) {
+        let last = *nodes.iter().max().expect("a pattern has nodes");
+        self.taken.extend(nodes);
+        self.with.insert(last, new);
+    }
+
+    fn is_free(&self, node: usize) -> bool {
+        !self.taken.contains(&node)
+    }
+}

@@ -1,0 +1,130 @@
+//! vedge's operators inside a tract plan.
+
+use crate::exec::Exec;
+use crate::kernels::attention::Attention;
+use crate::kernels::conv::Conv;
+use crate::kernels::linear::{Linear, Weights};
+use crate::kernels::{Activation, Norm};
+use std::fmt;
+use tract_onnx::prelude::*;
+use tract_onnx::tract_core::internal::*;
+
+/// What a fused operator computes. Inputs and outputs are float32.
+#[derive(Clone, Debug)]
+pub enum Fused {
+    /// Rows times weights; a second input is the residual.
+    Linear(Box<Linear>),
+    /// Convolution in integers.
+    Conv(Box<Conv>),
+    /// Scaled dot-product attention; inputs as its views number them.
+    Attention(Box<Attention>),
+    /// LayerNorm over the last axis.
+    LayerNorm(Norm),
+    /// An element-wise function.
+    Activation(Activation),
+}
+
+impl Fused {
+    /// Operator class, as `inspect` shows it.
+    pub fn class(&self) -> &'static str {
+        match self {
+            Fused::Linear(_) => "linear",
+            Fused::Conv(_) => "conv",
+            Fused::Attention(_) => "attention",
+            Fused::LayerNorm(_) => "layer_norm",
+            Fused::Activation(_) => "activation",
+        }
+    }
+
+    /// Whether it computes in integers.
+    pub fn is_integer(&self) -> bool {
+        match self {
+            Fused::Linear(l) => matches!(l.weights, Weights::I8(..)),
+            Fused::Conv(_) => true,
+            _ => false,
+        }
+    }
+
+    fn run(&self, exec: &Exec, inputs: &[&[f32]], out: &mut [f32]) {
+        match self {
+            Fused::Linear(l) => l.run(exec, inputs[0], inputs.get(1).copied(), out),
+            Fused::Conv(c) => c.run(exec, inputs[0], out),
+            Fused::Attention(a) => a.run(exec, inputs, out),
+            Fused::LayerNorm(norm) => {
+                let k = norm.gamma.len();
+                let block = exec.block(out.len() / k, 48, 1);
+                exec.chunks(out, block * k, &|b, out| {
+                    let x = &inputs[0][b * block * k..][..out.len()];
+                    for (x, y) in x.chunks_exact(k).zip(out.chunks_exact_mut(k)) {
+                        exec.layer_norm(norm, x, y);
+                    }
+                });
+            }
+            Fused::Activation(a) => {
+                let size = out.len().div_ceil(exec.threads()).next_multiple_of(1024);
+                exec.chunks(out, size, &|b, out| {
+                    out.copy_from_slice(&inputs[0][b * size..][..out.len()]);
+                    exec.activate(*a, out);
+                });
+            }
+        }
+    }
+}
+
+/// A [`Fused`] operator as a tract operator with a fixed output shape.
+#[derive(Clone)]
+pub struct FusedOp {
+    /// What it computes.
+    pub fused: Arc<Fused>,
+    /// Where it runs.
+    pub exec: Arc<Exec>,
+    /// Shape of the output.
+    pub shape: TVec<usize>,
+}
+
+impl fmt::Debug for FusedOp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} -> {:?}", self.fused.class(), self.shape)
+    }
+}
+
+impl PartialEq for FusedOp {
+    fn eq(&self, other: &FusedOp) -> bool {
+        Arc::ptr_eq(&self.fused, &other.fused)
+    }
+}
+
+impl Eq for FusedOp {}
+
+impl Op for FusedOp {
+    fn name(&self) -> StaticName {
+        format!("Vedge.{}", self.fused.class()).into()
+    }
+
+    op_as_typed_op!();
+}
+
+impl EvalOp for FusedOp {
+    fn eval_out_of_plan(&self, _: TVec<TValue>) -> TractResult<Option<TVec<TValue>>> {
+        Ok(None)
+    }
+
+    fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let mut out = Tensor::zero::<f32>(&self.shape)?;
+        let views: TVec<_> = inputs.iter().map(|i| i.to_plain_array_view::<f32>()).collect::<TractResult<_>>()?;
+        let slices: TVec<&[f32]> =
+            views.iter().map(|v| v.as_slice().context("input is not contiguous")).collect::<TractResult<_>>()?;
+        let mut view = out.to_plain_array_view_mut::<f32>()?;
+        self.fused.run(&self.exec, &slices, view.as_slice_mut().context("output is not contiguous")?);
+        drop(view);
+        Ok(tvec![out.into_tvalue()])
+    }
+}
+
+impl TypedOp for FusedOp {
+    fn output_facts(&self, _: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        Ok(tvec![f32::fact(&self.shape)])
+    }
+
+    as_op!();
+}

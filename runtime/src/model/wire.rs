@@ -1,0 +1,171 @@
+//! A lowered graph as a tract plan: our operators as they are, every other node through tract's ONNX reader, one node
+//! at a time with the types and shapes already known. tract's own analysis of the whole graph is not needed.
+
+use super::lower::{DOMAIN, Lowered, fused_index};
+use super::ops::{Fused, FusedOp};
+use crate::error::{Error, Result};
+use crate::exec::Exec;
+use crate::onnx::{Graph, NodeProto, ValueInfoProto};
+use prost::Message;
+use std::collections::HashMap;
+use tract_onnx::model::{Onnx, ParsingContext};
+use tract_onnx::pb;
+use tract_onnx::prelude::*;
+use tract_onnx::tract_hir::internal::*;
+
+/// Builds the typed model; inputs and outputs are those of the graph, in order.
+///
+/// # Errors
+/// [`Error::Unsupported`] with the node's name and operator when tract does not take it.
+pub fn wire(lowered: Lowered, exec: &Arc<Exec>) -> Result<TypedModel> {
+    let Lowered { mut graph, fused, .. } = lowered;
+    let mut fused: Vec<Option<Fused>> = fused.into_iter().map(Some).collect();
+    let onnx = tract_onnx::onnx();
+    let nodes = std::mem::take(&mut graph.nodes);
+    let mut w = Wiring { onnx: &onnx, exec, model: TypedModel::default(), values: HashMap::new() };
+    for i in &graph.inputs {
+        let fact = input_fact(i)?;
+        let outlet = w.model.add_source(i.name(), fact).map_err(|e| Error::Engine(format!("{e:#}")))?;
+        w.values.insert(i.name().into(), outlet);
+    }
+    // tract's reader wants to see the model that a node comes from; the node and its constants are enough.
+    let header = translate::<pb::ModelProto>(&crate::onnx::ModelProto {
+        graph: Some(crate::onnx::proto::GraphProto::default()),
+        ..graph.header.clone()
+    })?;
+    for n in &nodes {
+        for input in n.input.iter().filter(|i| !i.is_empty()) {
+            w.constant(&graph, input)?;
+        }
+        let wired = match fused_index(n) {
+            Some(i) => w.fused(&graph, n, fused[i].take().expect("an operator stands for one node")),
+            None => guarded(|| w.node(&header, graph.opset(), n)),
+        };
+        wired.map_err(|e| unsupported(n, &e))?;
+    }
+    let mut outputs = vec![];
+    for o in &graph.outputs {
+        w.constant(&graph, o.name())?;
+        let outlet = w.values.get(o.name()).copied();
+        outputs.push(outlet.ok_or_else(|| Error::BadModel(format!("nothing produces the output `{}`", o.name())))?);
+    }
+    w.model.select_output_outlets(&outputs).map_err(|e| Error::Engine(format!("{e:#}")))?;
+    Ok(w.model)
+}
+
+/// tract may panic on graphs it does not expect; that is an error of the model, not of this program.
+pub fn guarded<T>(f: impl FnOnce() -> TractResult<T>) -> TractResult<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string()));
+        Err(format_err!("{}", text.unwrap_or_else(|| "panic".into())))
+    })
+}
+
+fn unsupported(n: &NodeProto, e: &TractError) -> Error {
+    let op = if n.domain().is_empty() { n.op_type().to_string() } else { format!("{}.{}", n.domain(), n.op_type()) };
+    Error::Unsupported {
+        what: format!("operator {op} (node `{}`) cannot run: {e:#}", n.name()),
+        hint: "convert the float model with `vedge convert`, which folds and rewrites what it can; \
+               `vedge inspect MODEL` lists the operators"
+            .into(),
+    }
+}
+
+fn input_fact(i: &ValueInfoProto) -> Result<TypedFact> {
+    let (dtype, shape) = i.fixed().ok_or_else(|| Error::Unsupported {
+        what: format!("input `{}` has no fixed shape", i.name()),
+        hint: "freeze it first: vedge convert MODEL -o OUT --size N".into(),
+    })?;
+    let dt: DatumType = tract_onnx::pb::tensor_proto::DataType::try_from(dtype as i32)
+        .ok()
+        .and_then(|d| DatumType::try_from(d).ok())
+        .ok_or_else(|| Error::BadModel(format!("input `{}` has element type {dtype:?}", i.name())))?;
+    Ok(dt.fact(shape.as_slice()))
+}
+
+/// A protobuf message of ours as tract's (an older version of the same schema).
+fn translate<T: Message + Default>(m: &impl Message) -> Result<T> {
+    T::decode(m.encode_to_vec().as_slice()).map_err(|e| Error::BadModel(e.to_string()))
+}
+
+struct Wiring<'a> {
+    onnx: &'a Onnx,
+    exec: &'a Arc<Exec>,
+    model: TypedModel,
+    values: HashMap<String, OutletId>,
+}
+
+impl Wiring<'_> {
+    /// Makes an initializer a constant of the model when something first uses it.
+    fn constant(&mut self, graph: &Graph, name: &str) -> Result<()> {
+        if self.values.contains_key(name) {
+            return Ok(());
+        }
+        let Some(t) = graph.initializers.get(name) else { return Ok(()) };
+        let proto = translate::<pb::TensorProto>(t)?;
+        let mut load = || -> TractResult<OutletId> {
+            let tensor = tract_onnx::tensor::load_tensor(&*self.onnx.provider, &proto, None)?;
+            self.model.add_const(name, tensor)
+        };
+        let outlet = load().map_err(|e| Error::BadModel(format!("tensor `{name}`: {e:#}")))?;
+        self.values.insert(name.into(), outlet);
+        Ok(())
+    }
+
+    fn inputs(&self, n: &NodeProto) -> TractResult<TVec<OutletId>> {
+        let find = |i: &String| self.values.get(i).copied().with_context(|| format!("nothing produces `{i}`"));
+        n.input.iter().filter(|i| !i.is_empty()).map(find).collect()
+    }
+
+    fn fused(&mut self, graph: &Graph, n: &NodeProto, fused: Fused) -> TractResult<()> {
+        let inputs = self.inputs(n)?;
+        let shape = graph.shape(&n.output[0]).context("no shape")?;
+        let op = FusedOp { fused: Arc::new(fused), exec: Arc::clone(self.exec), shape: shape.into() };
+        let outlets = self.model.wire_node(&n.output[0], op, &inputs)?;
+        self.values.insert(n.output[0].clone(), outlets[0]);
+        Ok(())
+    }
+
+    fn node(&mut self, header: &pb::ModelProto, opset: i64, n: &NodeProto) -> TractResult<()> {
+        ensure!(n.domain() != DOMAIN);
+        let proto = pb::NodeProto::decode(n.encode_to_vec().as_slice())?;
+        let builder = self.onnx.op_register.0.get(&proto.op_type).context("tract does not know this operator")?;
+        let context = ParsingContext {
+            onnx_operator_set_version: opset,
+            framework: self.onnx,
+            model: header,
+            parent_graphs: vec![],
+            model_dir: None,
+            template: InferenceModel::default(),
+        };
+        let (op, closures) = builder(&context, &proto)?;
+        ensure!(closures.is_empty(), "its subgraph uses values from outside");
+        let inputs = self.inputs(n)?;
+        // A model of this node alone: sources with what is known, then the node.
+        let mut alone = InferenceModel::default();
+        let mut mapping = HashMap::new();
+        let mut sources = vec![];
+        for (ix, &outlet) in inputs.iter().enumerate() {
+            let fact = InferenceFact::from(self.model.outlet_fact(outlet)?);
+            let source = alone.add_source(format!("in{ix}"), fact)?;
+            mapping.insert(source, outlet);
+            sources.push(source);
+        }
+        let names: Vec<&String> = n.output.iter().filter(|o| !o.is_empty()).collect();
+        let name = names.first().map_or(n.name(), |o| o.as_str());
+        let id = alone.add_node(name, op, names.iter().map(|_| InferenceFact::default()).collect())?;
+        for (ix, source) in sources.iter().enumerate() {
+            alone.add_edge(*source, InletId::new(id, ix))?;
+        }
+        let outputs: Vec<OutletId> = (0..names.len()).map(|i| OutletId::new(id, i)).collect();
+        alone.select_output_outlets(&outputs)?;
+        alone.analyse(false)?;
+        let node = alone.node(id);
+        let outlets = node.op.to_typed(&alone, node, &mut self.model, &mapping)?;
+        for (name, outlet) in names.iter().zip(outlets) {
+            self.values.insert((*name).clone(), outlet);
+        }
+        Ok(())
+    }
+}
