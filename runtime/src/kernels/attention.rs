@@ -195,4 +195,3 @@ fn pack_transposed(into: &mut Vec<f32>, n: usize, k: usize, x: &[f32], at: usize
         }
     }
 }
-

@@ -110,7 +110,9 @@ impl Conv {
                 for ch in 0..c {
                     let plane = &mut s.plane[..n];
                     // SAFETY: as above.
-                    unsafe { (kernels.rows.quantize)(&x[(ch * h + y) * w + x0..][..n], inverse, zero, kernels.flip, plane) };
+                    unsafe {
+                        (kernels.rows.quantize)(&x[(ch * h + y) * w + x0..][..n], inverse, zero, kernels.flip, plane)
+                    };
                     let pixels = s.canvas[row + x0 * c + ch..].iter_mut().step_by(c);
                     pixels.zip(plane).for_each(|(o, q)| *o = *q);
                 }

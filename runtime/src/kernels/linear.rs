@@ -111,9 +111,18 @@ impl Linear {
         match &self.weights {
             Weights::I8(weights, quant) => {
                 quantize_rows(kernels, x, k, *quant, weights, &mut s.bytes, &mut s.wide, &mut s.quants);
-                integer_block(kernels, weights, &s.bytes, &s.wide, &s.quants, |p, m, y| {
-                    store(kernels, y, m, p, n, residual, out);
-                }, &self.bias, self.activation);
+                integer_block(
+                    kernels,
+                    weights,
+                    &s.bytes,
+                    &s.wide,
+                    &s.quants,
+                    |p, m, y| {
+                        store(kernels, y, m, p, n, residual, out);
+                    },
+                    &self.bias,
+                    self.activation,
+                );
             }
             Weights::F32(weights) => self.float_block(kernels, weights, x, residual, out),
         }
@@ -231,8 +240,8 @@ pub fn integer_block(
     bias: &[[f32; NR]],
     activation: Activation,
 ) {
-    for p in 0..weights.panels.len() {
-        integer_panel(kernels, weights, p, bytes, wide, quants, &mut |m, y| store(p, m, y), &bias[p], activation);
+    for (p, bias) in bias.iter().enumerate() {
+        integer_panel(kernels, weights, p, bytes, wide, quants, &mut |m, y| store(p, m, y), bias, activation);
     }
 }
 

@@ -41,7 +41,7 @@ pub fn erf<const FMA: bool>(x: f32) -> f32 {
     let p = fma::<FMA>(p, x2, -2.101_024e-6);
     let p = fma::<FMA>(p, x2, -5.692_506_4e-5);
     let p = fma::<FMA>(p, x2, -7.349_906e-4);
-    let p = fma::<FMA>(p, x2, -2.954_599_8e-3);
+    let p = fma::<FMA>(p, x2, -2.954_6e-3);
     let p = fma::<FMA>(p, x2, -1.609_603_3e-2);
     let q = fma::<FMA>(x2, -1.456_607_2e-5, -2.133_740_6e-4);
     let q = fma::<FMA>(q, x2, -1.682_827e-3);
@@ -66,7 +66,7 @@ pub fn sigmoid<const FMA: bool>(x: f32) -> f32 {
 /// GELU's tanh form: x·σ(2u), u = √(2/π)·(x + 0.044715·x³).
 #[inline(always)]
 pub fn gelu_tanh<const FMA: bool>(x: f32) -> f32 {
-    const TWO_SQRT_2_OVER_PI: f32 = 1.595_769_1;
+    const TWO_SQRT_2_OVER_PI: f32 = 1.595_769;
     let u = TWO_SQRT_2_OVER_PI * fma::<FMA>(x * x * x, 0.044_715, x);
     x * sigmoid::<FMA>(u)
 }

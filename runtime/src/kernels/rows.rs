@@ -175,12 +175,7 @@ pub fn activate<const FMA: bool>(activation: Activation, x: &mut [f32]) {
 }
 
 #[inline(always)]
-pub fn finish_i8<const FMA: bool>(
-    sums: &TileI8,
-    rows: &[RowQuant; 4],
-    finish: &Finish,
-    out: &mut [[f32; NR]; 4],
-) {
+pub fn finish_i8<const FMA: bool>(sums: &TileI8, rows: &[RowQuant; 4], finish: &Finish, out: &mut [[f32; NR]; 4]) {
     for m in 0..4 {
         for n in 0..NR {
             let sum = sums[m][n].wrapping_sub(rows[m].zero.wrapping_mul(finish.sum[n]));

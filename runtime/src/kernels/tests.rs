@@ -141,6 +141,7 @@ fn rows_match_plain_loops() {
             assert_eq!(low, x.iter().copied().fold(0., f32::min));
             assert_eq!(high, x.iter().copied().fold(0., f32::max));
             let mut q = vec![0; k];
+            // SAFETY: as above.
             unsafe { (kernels.rows.quantize)(&x, 20.0, 30.0, kernels.flip, &mut q) };
             for (q, x) in q.iter().zip(&x) {
                 let want = ((x * 20.0).round_ties_even() + 30.0).clamp(0., 255.) as u8;
@@ -148,15 +149,17 @@ fn rows_match_plain_loops() {
             }
             let norm = Norm { gamma: SelfTest::input(10, k), beta: SelfTest::input(11, k), epsilon: 1e-6 };
             let mut y = vec![0.; k];
+            // SAFETY: as above.
             unsafe { (kernels.rows.layer_norm)(&x, &norm, &mut y) };
             let mean = x.iter().map(|&v| f64::from(v)).sum::<f64>() / k as f64;
             let var = x.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / k as f64;
             for i in 0..k {
-                let want = (f64::from(x[i]) - mean) / (var + 1e-6).sqrt() * f64::from(norm.gamma[i])
-                    + f64::from(norm.beta[i]);
+                let want =
+                    (f64::from(x[i]) - mean) / (var + 1e-6).sqrt() * f64::from(norm.gamma[i]) + f64::from(norm.beta[i]);
                 assert!((f64::from(y[i]) - want).abs() < 2e-5, "{} {} {want}", kernels.name, y[i]);
             }
             let mut p = x.clone();
+            // SAFETY: as above.
             unsafe { (kernels.rows.softmax)(&mut p, 0.7) };
             let sum: f64 = x.iter().map(|&v| (0.7 * f64::from(v)).exp()).sum();
             for i in 0..k {

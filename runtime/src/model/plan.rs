@@ -30,11 +30,27 @@ pub struct PlanLine {
     pub note: String,
 }
 
-
 /// Operators that move or rename data without arithmetic.
 const LAYOUT: [&str; 19] = [
-    "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split", "Concat", "Gather", "GatherND",
-    "GatherElements", "Expand", "Identity", "Cast", "Pad", "Tile", "DepthToSpace", "SpaceToDepth", "Shape",
+    "Reshape",
+    "Transpose",
+    "Squeeze",
+    "Unsqueeze",
+    "Flatten",
+    "Slice",
+    "Split",
+    "Concat",
+    "Gather",
+    "GatherND",
+    "GatherElements",
+    "Expand",
+    "Identity",
+    "Cast",
+    "Pad",
+    "Tile",
+    "DepthToSpace",
+    "SpaceToDepth",
+    "Shape",
 ];
 
 /// How each operator of a lowered graph runs, in execution order.

@@ -159,7 +159,10 @@ fn find(g: &Graph, uses: &Uses, softmax: usize) -> Option<Found> {
     };
     let dims = |v: &View| four(&v.axes.iter().map(|a| a.0).collect::<Vec<_>>());
     let dim = dims(&q)?[3];
-    if dims(&q)? != [batch, heads, queries, dim] || dims(&k)? != [batch, heads, dim, keys] || dims(&v)? != [batch, heads, keys, dim_v] {
+    if dims(&q)? != [batch, heads, queries, dim]
+        || dims(&k)? != [batch, heads, dim, keys]
+        || dims(&v)? != [batch, heads, keys, dim_v]
+    {
         return None;
     }
     let (q, k, v) = (head_view(&q, false)?, head_view(&k, true)?, head_view(&v, false)?);

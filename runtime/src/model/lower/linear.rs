@@ -65,7 +65,8 @@ fn head(g: &Graph, uses: &Uses, i: usize, per_token: bool) -> Option<Found> {
         return None;
     }
     let by_input = n.op_type() == "MatMul" || n.int("transB", 0) == 0;
-    let (k, width) = if by_input { (weight.shape()[0], weight.shape()[1]) } else { (weight.shape()[1], weight.shape()[0]) };
+    let (k, width) =
+        if by_input { (weight.shape()[0], weight.shape()[1]) } else { (weight.shape()[1], weight.shape()[0]) };
     if shape.last() != Some(&k) {
         return None;
     }
@@ -181,10 +182,14 @@ fn pack(kernels: &Kernels, f: &Found) -> Weights {
             Weights::I8(I8Weights::pack(kernels, n, k, &rows, &scale), quant)
         }
         (Constant::I8 { values, scale, axis, .. }, None) => {
-            let of = |row: usize, i: usize| scale[if scale.len() == 1 { 0 } else { [i, row][usize::from((*axis == 1) == f.by_input)] }];
+            let of = |row: usize, i: usize| {
+                scale[if scale.len() == 1 { 0 } else { [i, row][usize::from((*axis == 1) == f.by_input)] }]
+            };
             Weights::F32(F32Weights::pack(n, k, |row, i| f32::from(values[at(row, i)]) * of(row, i) * f.scale[row]))
         }
-        (Constant::F32(values, _), _) => Weights::F32(F32Weights::pack(n, k, |row, i| values[at(row, i)] * f.scale[row])),
+        (Constant::F32(values, _), _) => {
+            Weights::F32(F32Weights::pack(n, k, |row, i| values[at(row, i)] * f.scale[row]))
+        }
     }
 }
 

@@ -46,7 +46,8 @@ fn step(g: &Graph, uses: &Uses, name: &str, shape: &[usize]) -> Option<View> {
         _ => return None,
     };
     let rank = v.axes.len();
-    let axis = |a: i64, rank: usize| usize::try_from(if a < 0 { a + rank as i64 } else { a }).ok().filter(|&a| a < rank);
+    let axis =
+        |a: i64, rank: usize| usize::try_from(if a < 0 { a + rank as i64 } else { a }).ok().filter(|&a| a < rank);
     match n.op_type() {
         "Identity" => {}
         "Transpose" => {
