@@ -1,5 +1,12 @@
 //! ONNX in, small and fast ONNX out, passes, evaluation, the vedge command line.
 
+pub mod arch;
 pub mod check;
+pub mod cmd;
+pub mod convert;
+pub mod evaluate;
 pub mod passes;
+pub mod preset;
+pub mod progress;
+pub mod quantize;
 pub mod shapes;

@@ -1,2 +1,19 @@
-//! Placeholder.
-fn main() {}
+//! The `vedge` command: vision transformers made small and fast on a workstation.
+
+use clap::Parser;
+use std::process::ExitCode;
+use vedge_converter::cmd::{Cli, exit_code, run};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            if let Some(hint) = e.downcast_ref::<vedge_runtime::Error>().and_then(|e| e.hint()) {
+                eprintln!("\nhint: {hint}");
+            }
+            ExitCode::from(exit_code(&e))
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! Runs the float model on pictures and observes inner values.
+
+use crate::observer::Histogram;
+use ndarray::{ArrayD, Axis};
+use std::collections::BTreeMap;
+use vedge_runtime::onnx::Graph;
+use vedge_runtime::{Error, Options, Result, Session};
+
+/// A value to observe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tap {
+    /// Name of the value in the graph.
+    pub value: String,
+    /// The axis along which the consuming layer sums products: its channels get a mean each.
+    pub channel_axis: usize,
+}
+
+/// What was observed of one value.
+#[derive(Clone, Debug, Default)]
+pub struct Observed {
+    /// Distribution of all elements.
+    pub histogram: Histogram,
+    /// Sum over all elements of each channel.
+    sums: Vec<f64>,
+    rows: u64,
+}
+
+impl Observed {
+    fn add(&mut self, x: &ArrayD<f32>, axis: usize) {
+        match x.as_slice() {
+            Some(s) => self.histogram.add(s.iter().copied()),
+            None => self.histogram.add(x.iter().copied()),
+        }
+        self.sums.resize(x.shape()[axis], 0.0);
+        if axis + 1 == x.ndim() {
+            // Along memory: a column at a time would touch a new cache line for each element.
+            for row in x.rows() {
+                self.sums.iter_mut().zip(row).for_each(|(sum, v)| *sum += f64::from(*v));
+            }
+        } else {
+            for (sum, channel) in self.sums.iter_mut().zip(x.axis_iter(Axis(axis))) {
+                *sum += channel.iter().map(|v| f64::from(*v)).sum::<f64>();
+            }
+        }
+        self.rows += (x.len() / x.shape()[axis].max(1)) as u64;
+    }
+
+    /// Mean of each channel.
+    pub fn channel_means(&self) -> Vec<f64> {
+        self.sums.iter().map(|s| s / self.rows.max(1) as f64).collect()
+    }
+}
+
+/// Everything kept from a calibration run.
+#[derive(Clone, Debug, Default)]
+pub struct Statistics {
+    /// Observations by value name.
+    pub observed: BTreeMap<String, Observed>,
+    /// How many pictures were run.
+    pub pictures: usize,
+}
+
+/// Runs `graph` (float, input shapes fixed) on `inputs` and observes the taps; `done` hears of each picture's
+/// outputs. Memory does not depend on the number of inputs.
+///
+/// # Errors
+/// Those of [`Session`] and of `inputs`; [`Error::Shape`] for a tap that the graph does not have or that lacks its
+/// channel axis; [`Error::BadModel`] when a value is infinite or NaN (naming the first in graph order).
+pub fn collect(
+    graph: &Graph,
+    taps: &[Tap],
+    inputs: impl Iterator<Item = Result<ArrayD<f32>>>,
+    options: &Options,
+    mut done: impl FnMut(usize, &[ArrayD<f32>]),
+) -> Result<Statistics> {
+    let mut tapped = graph.clone();
+    let own = graph.outputs.len();
+    let input = graph.inputs.first().map(|i| i.name().to_string()).unwrap_or_default();
+    let (on_input, inside): (Vec<&Tap>, Vec<&Tap>) = taps.iter().partition(|t| t.value == input);
+    for t in &inside {
+        let (dtype, shape) = graph
+            .fact(&t.value)
+            .ok_or_else(|| Error::Shape(format!("value `{}` has no fixed shape in the graph", t.value)))?;
+        tapped.outputs.push(vedge_runtime::onnx::value_info(&t.value, dtype, &shape));
+    }
+    let mut session = Session::from_graph(tapped, options)?;
+    let mut all = Statistics::default();
+    for x in inputs {
+        let x = [x?];
+        let outputs = session.run(&x)?;
+        let seen = on_input.iter().map(|t| (*t, &x[0])).chain(inside.iter().copied().zip(&outputs[own..]));
+        for (tap, value) in seen {
+            if tap.channel_axis >= value.ndim() {
+                return Err(Error::Shape(format!(
+                    "value `{}` has shape {:?}: no axis {}",
+                    tap.value,
+                    value.shape(),
+                    tap.channel_axis
+                )));
+            }
+            let o = all.observed.entry(tap.value.clone()).or_default();
+            o.add(value, tap.channel_axis);
+            if o.histogram.not_finite() > 0 {
+                return Err(Error::BadModel(format!(
+                    "value `{}` is infinite or NaN on calibration picture {} (counted from 1): the float model \
+                     overflows there, or the preprocessing does not fit it",
+                    tap.value,
+                    all.pictures + 1
+                )));
+            }
+        }
+        done(all.pictures, &outputs[..own]);
+        all.pictures += 1;
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vedge_runtime::onnx::{DType, NodeProto, f32_tensor, value_info};
+
+    /// y = relu(x · w), x: [2, 3].
+    fn graph() -> Graph {
+        let mut g = Graph::decode(
+            vedge_runtime::onnx::ModelProto {
+                ir_version: Some(8),
+                opset_import: vec![vedge_runtime::onnx::proto::OperatorSetIdProto {
+                    version: Some(17),
+                    ..Default::default()
+                }],
+                graph: Some(Default::default()),
+                ..Default::default()
+            }
+            .encode_to_vec()
+            .into(),
+            None,
+        )
+        .unwrap();
+        g.inputs.push(value_info("x", DType::Float, &[2, 3]));
+        g.outputs.push(value_info("y", DType::Float, &[2, 2]));
+        g.initializers.insert("w".into(), f32_tensor("w", &[3, 2], &[1., 2., 3., 4., 5., 6.]));
+        g.nodes.push(NodeProto::of("MatMul", &["x", "w"], &["h"], vec![]));
+        g.nodes.push(NodeProto::of("Relu", &["h"], &["y"], vec![]));
+        g.value_info.insert("h".into(), value_info("h", DType::Float, &[2, 2]));
+        g
+    }
+    use prost::Message;
+
+    fn tap(value: &str) -> Tap {
+        Tap { value: value.into(), channel_axis: 1 }
+    }
+
+    fn inputs(rows: &[[f32; 6]]) -> impl Iterator<Item = Result<ArrayD<f32>>> {
+        rows.iter().map(|r| Ok(ArrayD::from_shape_vec(vec![2, 3], r.to_vec()).unwrap()))
+    }
+
+    #[test]
+    fn inputs_and_inner_values_are_observed() {
+        let data = [[1., 0., 0., 0., 1., 0.], [0., 0., -1., 0., 0., 2.]];
+        let mut outputs = vec![];
+        let s = collect(&graph(), &[tap("x"), tap("h")], inputs(&data), &Options::default(), |i, y| {
+            outputs.push((i, y[0].iter().copied().collect::<Vec<f32>>()));
+        })
+        .unwrap();
+        assert_eq!(s.pictures, 2);
+        assert_eq!(s.observed["x"].histogram.extremes(), (-1.0, 2.0));
+        assert_eq!(s.observed["h"].histogram.extremes(), (-6.0, 12.0));
+        assert_eq!(s.observed["x"].channel_means(), [0.25, 0.25, 0.25]);
+        assert_eq!(s.observed["h"].channel_means(), [(1. + 3. - 5. + 10.) / 4., (2. + 4. - 6. + 12.) / 4.]);
+        assert_eq!(outputs, [(0, vec![1., 2., 3., 4.]), (1, vec![0., 0., 10., 12.])]);
+    }
+
+    #[test]
+    fn what_is_not_finite_is_named() {
+        let e = collect(&graph(), &[tap("h")], inputs(&[[f32::INFINITY; 6]]), &Options::default(), |_, _| {});
+        assert!(e.unwrap_err().to_string().contains("`h`"));
+    }
+
+    #[test]
+    fn a_tap_that_is_not_there_is_an_error() {
+        let e = collect(&graph(), &[tap("z")], inputs(&[]), &Options::default(), |_, _| {});
+        assert!(e.unwrap_err().to_string().contains("`z`"));
+    }
+}

@@ -1,0 +1,149 @@
+//! `vedge convert`
+
+use super::{parse_channels, parse_size, read_labels};
+use crate::convert::{Converted, Pictures, Precision, Settings, convert};
+use crate::quantize::Preset;
+use anyhow::Result;
+use std::path::{Path, PathBuf};
+use vedge_runtime::onnx::Graph;
+use vedge_runtime::{Error, Options, Session};
+
+/// Make a model small and fast: freeze, fold, quantize, embed what the board must know.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The ONNX model.
+    model: PathBuf,
+    /// File to write.
+    #[arg(short, long)]
+    output: PathBuf,
+    /// Resolution in pixels, N or HxW; the model's own where left out.
+    #[arg(long, value_parser = parse_size)]
+    size: Option<(usize, usize)>,
+    /// Calibration pictures, DIR/<class>/<picture>.
+    #[arg(long, value_name = "DIR")]
+    calib: Option<PathBuf>,
+    /// At most so many calibration pictures, spread over the classes.
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    calib_count: usize,
+    /// Element types of the layers.
+    #[arg(long, value_enum, default_value_t)]
+    precision: Precision,
+    /// Who will run an INT8 file.
+    #[arg(long, value_enum, default_value_t)]
+    preset: Preset,
+    /// Labels, one a line in the order of the class indices; else the calibration folders' names.
+    #[arg(long, value_name = "FILE")]
+    labels: Option<PathBuf>,
+    /// How pictures become the input: imagenet, torchvision, deit, timm-vit, half, …, or a JSON file.
+    #[arg(long, value_name = "PRESET|FILE.json")]
+    preprocess: Option<String>,
+    /// Mean in place of the preset's, in units of 0 to 1: one number or three.
+    #[arg(long, value_parser = parse_channels)]
+    mean: Option<[f32; 3]>,
+    /// Standard deviation in place of the preset's, in units of 0 to 1: one number or three.
+    #[arg(long, value_parser = parse_channels)]
+    std: Option<[f32; 3]>,
+    /// Threads of the calibration runs.
+    #[arg(long, default_value_t = default_threads())]
+    threads: usize,
+    /// Report as JSON on standard output.
+    #[arg(long)]
+    json: bool,
+}
+
+fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Runs the command.
+pub fn run(a: &Args) -> Result<()> {
+    refuse_overwriting_source(&a.model, &a.output)?;
+    if a.precision != Precision::Int8 && a.preset != Preset::default() {
+        return Err(Error::Usage {
+            what: "--preset has no meaning without --precision int8".into(),
+            hint: "leave --preset out".into(),
+        }
+        .into());
+    }
+    let settings = Settings {
+        size: a.size,
+        precision: a.precision,
+        preset: a.preset,
+        calibration: a.calib.as_ref().map(|dir| Pictures { dir: dir.clone(), count: a.calib_count }),
+        preprocess: a.preprocess.clone(),
+        mean: a.mean,
+        std: a.std,
+        labels: a.labels.as_ref().map(|p| read_labels(p)).transpose()?,
+        options: Options { threads: a.threads, ..Options::default() },
+    };
+    let done = convert(&a.model, &settings)?;
+    let bytes = encode_checked(&done.graph)?;
+    let written = bytes.len();
+    vedge_runtime::files::write_atomic(&a.output, &bytes)?;
+    for w in &done.warnings {
+        eprintln!("warning: {w}");
+    }
+    let source = std::fs::metadata(&a.model)?.len();
+    if a.json {
+        println!("{}", serde_json::to_string_pretty(&report(a, &done, source, written as u64))?);
+    } else {
+        describe(a, &done, source, written as u64);
+    }
+    Ok(())
+}
+
+/// The file's bytes, after they went through the board's loader themselves.
+///
+/// # Errors
+/// The board would refuse the file.
+pub fn encode_checked(graph: &Graph) -> Result<Vec<u8>> {
+    let bytes = graph.encode();
+    let again = Graph::decode(bytes.clone().into(), None)?;
+    Session::from_graph(again, &Options::default())?;
+    Ok(bytes)
+}
+
+fn refuse_overwriting_source(source: &Path, output: &Path) -> Result<()> {
+    match (source.canonicalize(), output.canonicalize()) {
+        (Ok(s), Ok(o)) if s == o => Err(Error::Usage {
+            what: format!("the output {} is the source model itself", output.display()),
+            hint: "choose another name for the output".into(),
+        }
+        .into()),
+        _ => Ok(()),
+    }
+}
+
+fn report(a: &Args, c: &Converted, source: u64, written: u64) -> serde_json::Value {
+    serde_json::json!({
+        "v": 1,
+        "output": a.output,
+        "bytes": {"source": source, "output": written},
+        "architecture": c.architecture,
+        "passes": c.card.provenance.passes,
+        "integer_layers": c.layers.iter().map(|l| &l.name).collect::<Vec<_>>(),
+        "float_layers": c.skipped.iter().map(|s| serde_json::json!({"name": s.name, "reason": s.reason})).collect::<Vec<_>>(),
+        "calibrators": c.candidates,
+        "warnings": c.warnings,
+        "card": c.card,
+    })
+}
+
+fn describe(a: &Args, c: &Converted, source: u64, written: u64) {
+    for line in &c.card.provenance.passes {
+        eprintln!("  {line}");
+    }
+    for s in &c.skipped {
+        eprintln!("  stays float: {} ({})", s.name, s.reason);
+    }
+    let mega = |b: u64| b as f64 / 1e6;
+    eprintln!(
+        "{}: {}, {}, {:.1} MB (source {:.1} MB)",
+        a.output.display(),
+        c.card.architecture,
+        c.card.precision,
+        mega(written),
+        mega(source)
+    );
+    eprintln!("next: vedge eval {} {} --data DIR", a.model.display(), a.output.display());
+}

@@ -1,0 +1,376 @@
+//! A float model in, a model that travels to the board out.
+
+use crate::arch::{self, Architecture};
+use crate::passes::{self, PassReport, Prepare};
+use crate::quantize::{self, Candidate, Layer, Preset, Probes, Skipped};
+use crate::{check, preset, progress};
+use ndarray::ArrayD;
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
+use vedge_calibration::{Dataset, Item, Tap, collect, dataset};
+use vedge_runtime::model::card::{Activations, CalibrationData, OutputKind, Preprocess, Provenance, SelfTest, VERSION};
+use vedge_runtime::onnx::Graph;
+use vedge_runtime::preprocess::{decode_file, to_tensor};
+use vedge_runtime::{Card, Error, Options, Result, Session, files};
+
+/// Element types of the converted model's layers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Integer layers, float in between.
+    #[default]
+    Int8,
+    /// Float16 constants, computed in float32.
+    Fp16,
+    /// As the source.
+    Fp32,
+}
+
+impl Precision {
+    /// Its name in the card.
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::Int8 => "int8",
+            Precision::Fp16 => "fp16",
+            Precision::Fp32 => "fp32",
+        }
+    }
+}
+
+/// Pictures for calibration.
+#[derive(Clone, Debug)]
+pub struct Pictures {
+    /// `DIR/<class>/<picture>`.
+    pub dir: PathBuf,
+    /// At most so many are used.
+    pub count: usize,
+}
+
+/// What to make of a model.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// Height and width; `None` keeps the source's.
+    pub size: Option<(usize, usize)>,
+    /// Element types.
+    pub precision: Precision,
+    /// Who will run it.
+    pub preset: Preset,
+    /// Calibration pictures.
+    pub calibration: Option<Pictures>,
+    /// Preset or JSON file for preprocessing; `None` takes that of the source's card.
+    pub preprocess: Option<String>,
+    /// Mean in place of the preset's, 0…1.
+    pub mean: Option<[f32; 3]>,
+    /// Standard deviation in place of the preset's, 0…1.
+    pub std: Option<[f32; 3]>,
+    /// Labels; `None` takes the source's card's, else the calibration folders' names.
+    pub labels: Option<Vec<String>>,
+    /// How the float model and the candidates are run.
+    pub options: Options,
+}
+
+/// A converted model and what was done to it.
+pub struct Converted {
+    /// The model, its card embedded.
+    pub graph: Graph,
+    /// Its card.
+    pub card: Card,
+    /// What the source is.
+    pub architecture: Architecture,
+    /// Passes before quantization.
+    pub passes: Vec<PassReport>,
+    /// Layers in integers.
+    pub layers: Vec<Layer>,
+    /// Weighted nodes that stay float although INT8 was asked for.
+    pub skipped: Vec<Skipped>,
+    /// Calibrators tried, best first.
+    pub candidates: Vec<Candidate>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// How many calibration pictures judge the candidates.
+const PROBES: usize = 32;
+/// Lowest cosine similarity of the self-test on another CPU: integer layers are equal everywhere, float ones nearly.
+const SELF_TEST_COSINE: f32 = 0.999;
+const SELF_TEST_SEED: u64 = 1;
+
+/// Converts a model file.
+///
+/// # Errors
+/// [`Error::Usage`] for settings that do not fit the model, else those of the steps.
+pub fn convert(source: &Path, settings: &Settings) -> Result<Converted> {
+    if settings.precision == Precision::Int8 && settings.preset == Preset::Portable && settings.calibration.is_none() {
+        return Err(Error::Usage {
+            what: "INT8 needs calibration pictures".into(),
+            hint: "add --calib DIR (DIR/<class>/<picture>, 32 to 128 pictures), or choose --precision fp16".into(),
+        });
+    }
+    let mut graph = Graph::read(source)?;
+    let sha256 = sha256(&files::map(source)?);
+    let old = Card::of(&graph).map_err(|e| e.in_file(source))?;
+    refuse_converted(old.as_ref(), source)?;
+    let prepare = Prepare { size: settings.size };
+    let passes = passes::prepare(&mut graph, &prepare).map_err(|e| e.in_file(source))?;
+    let architecture = arch::recognise(&graph);
+    let mut warnings = vec![];
+    let preprocess = preprocess_of(&graph, settings, old.as_ref())?;
+    let (output_index, output, width) = output_of(&graph, &mut warnings)?;
+    let pictures = match &settings.calibration {
+        Some(p) => Some(pick(p, settings.labels.as_deref(), &mut warnings)?),
+        None => None,
+    };
+    let labels = settings
+        .labels
+        .clone()
+        .or_else(|| old.as_ref().map(|c| c.labels.clone()).filter(|l| !l.is_empty()))
+        .or_else(|| pictures.as_ref().map(|(set, _)| set.labels.clone()))
+        .unwrap_or_default();
+    if !labels.is_empty() && width.is_some_and(|w| w != labels.len()) {
+        warnings.push(format!(
+            "{} labels for {} classes of output `{}`",
+            labels.len(),
+            width.unwrap_or(0),
+            output.name
+        ));
+    }
+    let mut notes: Vec<String> =
+        passes.iter().filter(|p| p.changes > 0).map(|p| format!("{}: {}", p.pass, p.line)).collect();
+    let mut out = Quantization::default();
+    match settings.precision {
+        Precision::Fp32 => {}
+        Precision::Fp16 => {
+            let halved = quantize::write_f16(&mut graph)?;
+            notes.push(format!("float16: {} constants stored in half the size", halved.tensors));
+            if halved.too_large > 0 {
+                warnings.push(format!("{} constants stay float32: values beyond float16's 65504", halved.too_large));
+            }
+        }
+        Precision::Int8 => {
+            let items = pictures.as_ref().map(|(_, items)| items.as_slice());
+            out = quantize(&mut graph, items, &preprocess, output_index, settings)?;
+            notes.push(out.note());
+        }
+    }
+    let activations = match (settings.precision, settings.preset) {
+        (Precision::Int8, Preset::Cpu) => Activations::PerToken,
+        _ => Activations::Static,
+    };
+    let calibration = match &pictures {
+        Some((_, items)) if settings.precision == Precision::Int8 && settings.preset == Preset::Portable => {
+            Some(CalibrationData { pictures: items.len(), sha256: dataset::fingerprint(items)? })
+        }
+        _ => None,
+    };
+    let mut card = Card {
+        version: VERSION,
+        name: source.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+        architecture: architecture.family.name().into(),
+        preprocess,
+        output,
+        labels,
+        precision: settings.precision.name().into(),
+        activations,
+        provenance: Provenance {
+            source: source.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            sha256,
+            tool: format!("vedge {}", env!("CARGO_PKG_VERSION")),
+            passes: notes,
+            calibration,
+        },
+        accuracy: None,
+        self_test: None,
+    };
+    // The self-test is an answer of the file as it will be, so the card goes in first without it.
+    card.embed(&mut graph);
+    card.self_test = Some(self_test(&graph, output_index)?);
+    card.embed(&mut graph);
+    check::check(&graph)?;
+    let Quantization { layers, skipped, candidates } = out;
+    Ok(Converted { graph, card, architecture, passes, layers, skipped, candidates, warnings })
+}
+
+fn refuse_converted(old: Option<&Card>, source: &Path) -> Result<()> {
+    match old {
+        Some(c) if c.precision == "int8" => Err(Error::Usage {
+            what: format!("{} is INT8 already", source.display()),
+            hint: format!("convert the float model it came from: {}", c.provenance.source),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// The one picture input's preprocessing.
+fn preprocess_of(graph: &Graph, settings: &Settings, old: Option<&Card>) -> Result<Preprocess> {
+    let size = picture_size(graph)?;
+    let mut p = match (&settings.preprocess, old) {
+        (Some(name), _) => preset::resolve(name, size)?,
+        (None, Some(card)) => Preprocess { height: size.0, width: size.1, ..card.preprocess.clone() },
+        (None, None) => return Err(preset::missing()),
+    };
+    p.mean = settings.mean.unwrap_or(p.mean);
+    p.std = settings.std.unwrap_or(p.std);
+    preset::check(&p).map_err(|what| Error::Usage { what, hint: String::new() })?;
+    Ok(p)
+}
+
+/// Height and width of the input.
+///
+/// # Errors
+/// [`Error::Unsupported`] when it is not one float input `[1, 3, H, W]`.
+pub fn picture_size(graph: &Graph) -> Result<(usize, usize)> {
+    let unsupported = |what| Error::Unsupported {
+        what,
+        hint: "vedge converts picture classifiers with one input [1, 3, height, width]".into(),
+    };
+    let [input] = graph.inputs.as_slice() else {
+        return Err(unsupported(format!("the model has {} inputs", graph.inputs.len())));
+    };
+    match graph.shape(input.name()).as_deref() {
+        Some([1, 3, h, w]) => Ok((*h, *w)),
+        Some(other) => Err(unsupported(format!("input `{}` has shape {other:?}", input.name()))),
+        None => Err(Error::Unsupported {
+            what: format!("input `{}` has no fixed shape", input.name()),
+            hint: "give the resolution: --size N or --size HxW".into(),
+        }),
+    }
+}
+
+/// Which output is the classifier's: index, meaning, number of classes.
+fn output_of(graph: &Graph, warnings: &mut Vec<String>) -> Result<(usize, OutputKind, Option<usize>)> {
+    let index = graph.outputs.iter().position(|o| o.name() == "logits").unwrap_or(0);
+    let output = graph.outputs.get(index).ok_or_else(|| Error::BadModel("the model has no output".into()))?;
+    let name = output.name().to_string();
+    if graph.outputs.len() > 1 {
+        warnings.push(format!("the model has {} outputs, `{name}` is read", graph.outputs.len()));
+    }
+    let width = match graph.shape(&name).as_deref() {
+        Some([1, n]) => Some(*n),
+        _ => None,
+    };
+    let softmax = graph.nodes.iter().any(|n| n.op_type() == "Softmax" && n.output.contains(&name));
+    let kind = match width {
+        None => {
+            let shape = graph.shape(&name);
+            warnings
+                .push(format!("output `{name}` of shape {shape:?} holds no class scores: features, not a classifier"));
+            "features"
+        }
+        Some(_) if softmax => "probabilities",
+        Some(_) => "logits",
+    };
+    Ok((index, OutputKind { name, kind: kind.into() }, width))
+}
+
+fn pick(p: &Pictures, labels: Option<&[String]>, warnings: &mut Vec<String>) -> Result<(Dataset, Vec<Item>)> {
+    if p.count == 0 {
+        return Err(Error::Usage { what: "--calib-count 0: nothing to calibrate with".into(), hint: String::new() });
+    }
+    let set = Dataset::open(&p.dir, labels)?;
+    if set.ignored > 0 {
+        warnings.push(format!("{} files in {} are no pictures", set.ignored, p.dir.display()));
+    }
+    let items = set.pick(p.count);
+    if items.len() < 16 {
+        warnings.push(format!("only {} calibration pictures: 32 or more give better ranges", items.len()));
+    }
+    Ok((set, items))
+}
+
+/// The input tensor of a picture file.
+///
+/// # Errors
+/// Those of decoding, naming the file.
+pub fn load_picture(path: &Path, how: &Preprocess) -> Result<ArrayD<f32>> {
+    let picture = decode_file(path).map_err(|e| e.in_file(path))?;
+    to_tensor(&picture, how).map_err(|e| e.in_file(path))
+}
+
+#[derive(Default)]
+struct Quantization {
+    layers: Vec<Layer>,
+    skipped: Vec<Skipped>,
+    candidates: Vec<Candidate>,
+}
+
+impl Quantization {
+    fn note(&self) -> String {
+        let how = match self.candidates.first() {
+            Some(c) => format!("activations calibrated by {} (logits {:.1} dB)", c.calibrator.name(), c.sqnr),
+            None => "activations quantized row by row at run time".into(),
+        };
+        let float = match self.skipped.len() {
+            0 => String::new(),
+            n => format!(", {n} left in float"),
+        };
+        format!("int8: {} layers, weights per channel, {how}{float}", self.layers.len())
+    }
+}
+
+fn quantize(
+    graph: &mut Graph,
+    items: Option<&[Item]>,
+    preprocess: &Preprocess,
+    output: usize,
+    settings: &Settings,
+) -> Result<Quantization> {
+    let done = match settings.preset {
+        Preset::Cpu => quantize::weights_only(graph)?,
+        Preset::Portable => {
+            let items = items.unwrap_or_default();
+            let mut taps: Vec<Tap> = vec![];
+            for l in quantize::layers::find(graph).0 {
+                if taps.iter().all(|t| t.value != l.activation) {
+                    taps.push(l.tap());
+                }
+            }
+            let bar = progress::bar("calibrating", items.len());
+            let mut probes = vec![];
+            let mut reference = vec![];
+            let inputs = items.iter().map(|i| {
+                let x = load_picture(&i.path, preprocess)?;
+                if probes.len() < PROBES {
+                    probes.push(x.clone());
+                }
+                Ok(x)
+            });
+            let statistics = collect(graph, &taps, inputs, &settings.options, |_, outputs| {
+                if reference.len() < PROBES {
+                    reference.push(outputs[output].iter().copied().collect());
+                }
+                bar.inc(1);
+            })?;
+            bar.finish_and_clear();
+            let spinner = progress::spinner("choosing ranges by their effect on the logits");
+            let probes = Probes { inputs: &probes, reference: &reference, output };
+            let done = quantize::portable(graph, &statistics, &probes, &settings.options)?;
+            spinner.finish_and_clear();
+            done
+        }
+    };
+    if done.layers.is_empty() {
+        return Err(Error::Unsupported {
+            what: "the model has no Conv, Gemm or MatMul with a constant weight: nothing to quantize".into(),
+            hint: "vedge inspect MODEL shows what it is made of".into(),
+        });
+    }
+    *graph = done.graph;
+    Ok(Quantization { layers: done.layers, skipped: done.skipped, candidates: done.candidates })
+}
+
+fn self_test(graph: &Graph, output: usize) -> Result<SelfTest> {
+    // Defaults, as on the board, whatever the conversion ran with.
+    let mut session = Session::from_graph(graph.clone(), &Options::default())?;
+    let shape = session.inputs()[0].shape.clone();
+    let values = SelfTest::input(SELF_TEST_SEED, shape.iter().product());
+    let x = ArrayD::from_shape_vec(shape, values).map_err(|e| Error::Shape(e.to_string()))?;
+    let y = session.run(&[x])?;
+    Ok(SelfTest { seed: SELF_TEST_SEED, logits: y[output].iter().copied().collect(), min_cosine: SELF_TEST_COSINE })
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests;

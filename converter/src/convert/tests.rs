@@ -1,0 +1,109 @@
+use super::*;
+use std::path::PathBuf;
+
+fn models() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../models")
+}
+
+fn settings(count: usize) -> Settings {
+    Settings {
+        calibration: Some(Pictures { dir: models().join("fashion/calibration"), count }),
+        preprocess: Some(models().join("fashion.json").display().to_string()),
+        ..Settings::default()
+    }
+}
+
+fn error(s: &Settings) -> Error {
+    match convert(&models().join("deit_nano.onnx"), s) {
+        Ok(_) => panic!("must fail"),
+        Err(e) => e,
+    }
+}
+
+#[test]
+fn the_same_input_gives_the_same_bytes() {
+    let bytes = || convert(&models().join("deit_nano.onnx"), &settings(10)).unwrap().graph.encode();
+    assert_eq!(bytes(), bytes());
+}
+
+#[test]
+fn the_card_says_what_was_done() {
+    let c = convert(&models().join("deit_nano.onnx"), &settings(10)).unwrap();
+    assert_eq!((c.card.architecture.as_str(), c.card.precision.as_str()), ("deit", "int8"));
+    assert_eq!((c.card.labels.len(), c.card.labels[0].as_str()), (10, "0_t-shirt"));
+    assert_eq!(c.card.output, OutputKind { name: "logits".into(), kind: "logits".into() });
+    assert_eq!(c.card.provenance.calibration.as_ref().unwrap().pictures, 10);
+    assert_eq!(c.card.self_test.as_ref().unwrap().logits.len(), 10);
+    assert_eq!(Card::of(&c.graph).unwrap().unwrap(), c.card);
+    // Patch embedding, eight blocks of four linear layers, two heads of which the classes are the mean.
+    assert_eq!((c.layers.len(), c.skipped.len()), (35, 0));
+    let a = &c.architecture;
+    assert_eq!((a.blocks, &a.width[..], &a.tokens[..], &a.mlp[..]), (8, &[128][..], &[66][..], &[512][..]));
+}
+
+#[test]
+fn an_int8_model_is_not_converted_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("q.onnx");
+    convert(&models().join("deit_nano.onnx"), &settings(2)).unwrap().graph.write(&path).unwrap();
+    let Err(e) = convert(&path, &settings(2)) else { panic!("must fail") };
+    assert!(e.to_string().contains("is INT8 already"), "{e}");
+}
+
+#[test]
+fn wrong_settings_are_usage_errors_that_name_the_next_step() {
+    let usage = |s: &Settings, what: &str, hint: &str| {
+        let e = error(s);
+        assert!(matches!(e, Error::Usage { .. }), "{e:?}");
+        assert!(e.to_string().contains(what), "{e}");
+        assert!(e.hint().unwrap_or_default().contains(hint), "{:?}", e.hint());
+    };
+    usage(&Settings { calibration: None, ..settings(1) }, "INT8 needs calibration pictures", "--calib DIR");
+    usage(&Settings { preprocess: None, ..settings(1) }, "has no card", "--preprocess");
+    usage(
+        &Settings { preprocess: Some("haf".into()), ..settings(1) },
+        "unknown preprocess preset `haf`",
+        "one of half,",
+    );
+    usage(&Settings { std: Some([0.0; 3]), ..settings(1) }, "must be positive", "");
+    usage(&settings(0), "--calib-count 0", "");
+    let empty = tempfile::tempdir().unwrap();
+    let calibration = Some(Pictures { dir: empty.path().into(), count: 8 });
+    usage(&Settings { calibration, ..settings(1) }, "no class folders", "DIR/<class>/<picture>");
+}
+
+#[test]
+fn a_picture_that_is_none_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("a")).unwrap();
+    std::fs::write(dir.path().join("a/broken.png"), "not a picture").unwrap();
+    let calibration = Some(Pictures { dir: dir.path().into(), count: 8 });
+    let e = error(&Settings { calibration, ..settings(1) });
+    assert!(e.to_string().contains("broken.png"), "{e}");
+}
+
+#[test]
+fn float_precisions_need_no_pictures_and_answer_alike() {
+    let run = |precision| {
+        let s = Settings { precision, calibration: None, ..settings(1) };
+        let c = convert(&models().join("mobilevit_nano.onnx"), &s).unwrap();
+        assert_eq!(c.card.architecture, "mobilevit");
+        (c.graph.encode().len(), c.card.self_test.unwrap().logits)
+    };
+    let (full, want) = run(Precision::Fp32);
+    let (half, got) = run(Precision::Fp16);
+    assert!(half * 100 < full * 56, "{half} {full}");
+    let mut ratio = quantize::Sqnr::default();
+    ratio.add(want.into_iter(), got.into_iter());
+    assert!(ratio.db() > 40.0, "{}", ratio.db());
+}
+
+#[test]
+fn the_cpu_preset_quantizes_weights_only() {
+    let s = Settings { preset: Preset::Cpu, ..settings(4) };
+    let c = convert(&models().join("deit_nano.onnx"), &s).unwrap();
+    assert_eq!(c.card.activations, Activations::PerToken);
+    assert_eq!(c.card.provenance.calibration, None);
+    assert!(c.graph.nodes.iter().all(|n| n.op_type() != "QuantizeLinear"));
+    assert_eq!(c.graph.nodes.iter().filter(|n| n.op_type() == "DequantizeLinear").count(), 35);
+}

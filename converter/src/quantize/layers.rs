@@ -1,0 +1,106 @@
+//! Which nodes hold weights that can become integers.
+
+use vedge_calibration::Tap;
+use vedge_runtime::onnx::{DType, Graph, NodeProto};
+
+/// A Conv, Gemm or MatMul with a constant float weight.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layer {
+    /// Name of the node, or of its output where it has no name.
+    pub name: String,
+    /// Index of the node.
+    pub node: usize,
+    /// Value name of the input activations.
+    pub activation: String,
+    /// Axis of the activations along which products are summed.
+    pub channel_axis: usize,
+    /// Name of the weight initializer.
+    pub weight: String,
+    /// Axis of the weight that counts output channels.
+    pub out_axis: usize,
+    /// Shape of the weight.
+    pub shape: Vec<usize>,
+    /// `linear`, `conv` or `depthwise conv`.
+    pub class: &'static str,
+}
+
+impl Layer {
+    /// What to observe for this layer.
+    pub fn tap(&self) -> Tap {
+        Tap { value: self.activation.clone(), channel_axis: self.channel_axis }
+    }
+}
+
+/// A weighted node that stays in float, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skipped {
+    /// Name of the node.
+    pub name: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// Name of a node in messages.
+pub fn node_name(n: &NodeProto) -> String {
+    let output = n.output.first().map_or("", String::as_str);
+    if n.name().is_empty() { output.into() } else { n.name().into() }
+}
+
+/// Finds every layer with a constant weight, in graph order, and those whose form cannot be quantized.
+pub fn find(g: &Graph) -> (Vec<Layer>, Vec<Skipped>) {
+    let (mut layers, mut skipped) = (vec![], vec![]);
+    for (i, n) in g.nodes.iter().enumerate().filter(|(_, n)| n.domain().is_empty()) {
+        match layer(g, i, n) {
+            Ok(Some(l)) => layers.push(l),
+            Ok(None) => {}
+            Err(reason) => skipped.push(Skipped { name: node_name(n), reason }),
+        }
+    }
+    (layers, skipped)
+}
+
+fn layer(g: &Graph, node: usize, n: &NodeProto) -> Result<Option<Layer>, String> {
+    let op = n.op_type();
+    if !matches!(op, "Conv" | "Gemm" | "MatMul") {
+        return Ok(None);
+    }
+    let Some(weight) = g.initializers.get(n.input_name(1)) else {
+        return match g.initializers.contains_key(n.input_name(0)) {
+            true => Err(format!("{op} with the constant on the left")),
+            false => Ok(None),
+        };
+    };
+    if g.initializers.contains_key(n.input_name(0)) {
+        return Err(format!("{op} of two constants"));
+    }
+    if weight.dtype() != DType::Float {
+        return Err(format!("weight of type {:?}, only float32 is quantized", weight.dtype()));
+    }
+    let shape = vedge_runtime::onnx::shape_of(weight);
+    let Some(x) = g.shape(n.input_name(0)) else {
+        return Err(format!("shape of the input `{}` is not known", n.input_name(0)));
+    };
+    let (out_axis, channel_axis, class) = match op {
+        "Conv" if shape.len() >= 3 => {
+            let group = n.int("group", 1);
+            let depthwise = group > 1 && shape[1] == 1;
+            (0, 1, if depthwise { "depthwise conv" } else { "conv" })
+        }
+        "Gemm" if shape.len() == 2 && n.int("transA", 0) == 0 => {
+            (1 - n.int("transB", 0).clamp(0, 1) as usize, 1, "linear")
+        }
+        "Gemm" => return Err("Gemm with transA".into()),
+        "MatMul" if shape.len() == 2 => (1, x.len().saturating_sub(1), "linear"),
+        _ => return Err(format!("{op} with a weight of shape {shape:?}")),
+    };
+    Ok(Some(Layer {
+        name: node_name(n),
+        node,
+        activation: n.input_name(0).into(),
+        channel_axis,
+        weight: n.input_name(1).into(),
+        out_axis,
+        shape,
+        class,
+    }))
+}

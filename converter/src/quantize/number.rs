@@ -1,0 +1,143 @@
+//! The arithmetic: ranges to scale and zero point, weights to int8.
+
+use vedge_runtime::onnx::elements;
+
+/// Scale and zero point of a uint8 activation: `real = scale · (q − zero_point)`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Affine {
+    /// Size of a step; positive.
+    pub scale: f32,
+    /// The integer that stands for zero.
+    pub zero_point: u8,
+}
+
+impl Affine {
+    /// Spreads 0…255 over a range that includes zero. An empty range gets scale 1.
+    pub fn over((low, high): (f32, f32)) -> Affine {
+        let (low, high) = (low.min(0.0), high.max(0.0));
+        let scale = ((f64::from(high) - f64::from(low)) / 255.0) as f32;
+        if scale < f32::MIN_POSITIVE {
+            return Affine { scale: 1.0, zero_point: 0 };
+        }
+        let zero_point = (-low / scale).round_ties_even().clamp(0.0, 255.0) as u8;
+        Affine { scale, zero_point }
+    }
+}
+
+/// A weight as int8 with one scale for each output channel; symmetric, −127…127.
+pub struct Weight {
+    /// Integers, in the order of the float weight.
+    pub values: Vec<i8>,
+    /// Scale of each output channel; 1 for a channel of zeros.
+    pub scales: Vec<f32>,
+}
+
+/// Output channel of each element of a weight, in memory order.
+pub fn channels(shape: &[usize], out_axis: usize) -> impl Iterator<Item = usize> + use<> {
+    let inner = elements(&shape[out_axis + 1..]).max(1);
+    let count = shape[out_axis];
+    (0..elements(shape)).map(move |i| i / inner % count)
+}
+
+/// Quantizes a weight for each output channel by its largest absolute value.
+pub fn quantize_weight(weight: &[f32], shape: &[usize], out_axis: usize) -> Weight {
+    let mut scales = vec![0f32; shape[out_axis]];
+    for (w, c) in weight.iter().zip(channels(shape, out_axis)) {
+        scales[c] = scales[c].max(w.abs());
+    }
+    for s in &mut scales {
+        *s /= 127.0;
+        if *s < f32::MIN_POSITIVE {
+            *s = 1.0;
+        }
+    }
+    let values = weight
+        .iter()
+        .zip(channels(shape, out_axis))
+        .map(|(w, c)| (w / scales[c]).round_ties_even().clamp(-127.0, 127.0) as i8)
+        .collect();
+    Weight { values, scales }
+}
+
+/// Mean output error of each channel that rounding the weight causes, where `means` are the input channels' means:
+/// `Σ mean(x) · (dequantized − weight)`. `depthwise` weights take their own channel's mean.
+pub fn output_shift(
+    weight: &[f32],
+    quantized: &Weight,
+    shape: &[usize],
+    out_axis: usize,
+    in_axis: usize,
+    group: usize,
+    means: &[f64],
+) -> Vec<f64> {
+    let mut shift = vec![0f64; shape[out_axis]];
+    let in_per_group = shape[in_axis];
+    let out_per_group = shape[out_axis] / group.max(1);
+    let of_input = channels(shape, in_axis);
+    for (((w, q), c), i) in weight.iter().zip(&quantized.values).zip(channels(shape, out_axis)).zip(of_input) {
+        let mean = means[c / out_per_group.max(1) * in_per_group + i];
+        shift[c] += mean * (f64::from(*q) * f64::from(quantized.scales[c]) - f64::from(*w));
+    }
+    shift
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zero_is_exact_and_the_ends_are_within_half_a_step() {
+        for range in [(-1.0, 3.0), (0.0, 0.001), (-128.0, 5.5), (-7.0, 0.0), (-0.17, 14.6), (2.0, 9.0)] {
+            let a = Affine::over(range);
+            let real = |q: u8| a.scale * (f32::from(q) - f32::from(a.zero_point));
+            assert_eq!(real(a.zero_point), 0.0);
+            assert!((real(0) - range.0.min(0.0)).abs() <= a.scale * 0.5001, "{range:?} {a:?}");
+            assert!((real(255) - range.1.max(0.0)).abs() <= a.scale * 0.5001, "{range:?} {a:?}");
+        }
+        assert_eq!(Affine::over((0.0, 0.0)), Affine { scale: 1.0, zero_point: 0 });
+        assert!((127..=128).contains(&Affine::over((-1.0, 1.0)).zero_point));
+    }
+
+    #[test]
+    fn weights_are_rounded_for_each_output_channel() {
+        // [in 2, out 3], out axis 1: columns are channels.
+        let w = [0.5, -127.0, 0.0, -1.0, 63.4, 0.0];
+        let q = quantize_weight(&w, &[2, 3], 1);
+        assert_eq!(q.scales, [1.0 / 127.0, 1.0, 1.0]);
+        assert_eq!(q.values, [64, -127, 0, -127, 63, 0]);
+        // The same numbers, out axis 0: rows are channels.
+        let q = quantize_weight(&w, &[2, 3], 0);
+        assert_eq!(q.values, [0, -127, 0, -2, 127, 0]);
+    }
+
+    #[test]
+    fn every_weight_is_within_half_a_step() {
+        let shape = [5, 3, 2, 2];
+        let w: Vec<f32> = (0..60).map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.013 * (1 + i / 12) as f32).collect();
+        let q = quantize_weight(&w, &shape, 0);
+        for (i, (w, v)) in w.iter().zip(&q.values).enumerate() {
+            let s = q.scales[i / 12];
+            assert!((w - f32::from(*v) * s).abs() <= s * 0.5001, "{i}");
+        }
+        assert!((0..5).all(|c| q.values[c * 12..(c + 1) * 12].iter().any(|v| v.abs() == 127)));
+    }
+
+    #[test]
+    fn the_shift_is_what_mean_inputs_see() {
+        // Grouped convolution: 4 inputs in 2 groups, 2 outputs, kernel 1x2: weight [2, 2, 1, 2].
+        let w = [0.3f32, 0.111, -0.2, 1.0, 0.77, 0.5, 0.1, -0.9];
+        let q = quantize_weight(&w, &[2, 2, 1, 2], 0);
+        let means = [1.0, 2.0, -3.0, 0.5];
+        let got = output_shift(&w, &q, &[2, 2, 1, 2], 0, 1, 2, &means);
+        for o in 0..2 {
+            let mut want = 0.0;
+            for i in 0..2 {
+                for k in 0..2 {
+                    let at = o * 4 + i * 2 + k;
+                    want += means[o * 2 + i] * (f64::from(q.values[at]) * f64::from(q.scales[o]) - f64::from(w[at]));
+                }
+            }
+            assert!((got[o] - want).abs() < 1e-12);
+        }
+    }
+}

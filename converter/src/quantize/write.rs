@@ -1,0 +1,140 @@
+//! Writes integers into a graph as standard ONNX: QuantizeLinear and DequantizeLinear pairs, int8 initializers.
+
+use super::layers::{Layer, node_name};
+use super::number::{Affine, quantize_weight};
+use half::f16;
+use std::collections::{BTreeMap, BTreeSet};
+use vedge_runtime::onnx::{DType, Graph, NodeProto, attr, elements, f32_tensor, shape_of, tensor, value_info};
+use vedge_runtime::{Error, Result};
+
+/// DequantizeLinear takes a scale for each channel from this operator set on.
+const FIRST_OPSET: i64 = 13;
+
+/// Quantizes layers in place: weights become int8 initializers behind a DequantizeLinear; activations with an entry
+/// in `ranges` get one QuantizeLinear and DequantizeLinear pair, shared by all the layers they feed. Biases stay float.
+///
+/// # Errors
+/// [`Error::Unsupported`] when the model's operator set is too old.
+pub fn write_int8(g: &mut Graph, layers: &[&Layer], ranges: &BTreeMap<String, (f32, f32)>) -> Result<()> {
+    if g.opset() < FIRST_OPSET {
+        return Err(Error::Unsupported {
+            what: format!("the model has operator set {}, INT8 needs {FIRST_OPSET} or newer", g.opset()),
+            hint: "export the model again with opset_version=17".into(),
+        });
+    }
+    let by_node: BTreeMap<usize, &Layer> = layers.iter().map(|l| (l.node, *l)).collect();
+    let mut activations: BTreeMap<String, String> = BTreeMap::new();
+    let mut weights: BTreeMap<(String, usize), String> = BTreeMap::new();
+    let nodes = std::mem::take(&mut g.nodes);
+    // Names are looked for in the whole graph, so the old nodes go back one by one and the rest is kept aside.
+    let taken: BTreeSet<String> = nodes.iter().flat_map(|n| n.output.iter().cloned()).collect();
+    for (i, mut n) in nodes.into_iter().enumerate() {
+        if let Some(l) = by_node.get(&i) {
+            if let Some(&range) = ranges.get(&l.activation) {
+                let dequantized = activations
+                    .entry(l.activation.clone())
+                    .or_insert_with_key(|a| quantize_activation(g, &taken, a, Affine::over(range)));
+                n.input[0] = dequantized.clone();
+            }
+            let key = (l.weight.clone(), l.out_axis);
+            if !weights.contains_key(&key) {
+                let name = weight_int8(g, &taken, l)?;
+                weights.insert(key.clone(), name);
+            }
+            n.input[1] = weights[&key].clone();
+            if n.name().is_empty() {
+                n.name = Some(node_name(&n));
+            }
+        }
+        g.nodes.push(n);
+    }
+    g.prune_unused();
+    Ok(())
+}
+
+fn quantize_activation(g: &mut Graph, taken: &BTreeSet<String>, value: &str, a: Affine) -> String {
+    let [scale, zero, q, dq] = ["scale", "zero_point", "quantized", "dequantized"].map(|s| fresh(g, taken, value, s));
+    g.initializers.insert(scale.clone(), f32_tensor(&scale, &[], &[a.scale]));
+    g.initializers.insert(zero.clone(), tensor(&zero, DType::Uint8, &[], vec![a.zero_point]));
+    g.nodes.push(NodeProto::of("QuantizeLinear", &[value, &scale, &zero], &[&q], vec![]));
+    g.nodes.push(NodeProto::of("DequantizeLinear", &[&q, &scale, &zero], &[&dq], vec![]));
+    if let Some(shape) = g.shape(value) {
+        g.value_info.insert(q.clone(), value_info(&q, DType::Uint8, &shape));
+        g.value_info.insert(dq.clone(), value_info(&dq, DType::Float, &shape));
+    }
+    dq
+}
+
+fn weight_int8(g: &mut Graph, taken: &BTreeSet<String>, l: &Layer) -> Result<String> {
+    let values = vedge_runtime::onnx::to_f32(&g.initializers[&l.weight])?;
+    let quantized = quantize_weight(&values, &l.shape, l.out_axis);
+    let [int8, scale, zero, dq] = ["int8", "scale", "zero_point", "dequantized"].map(|s| fresh(g, taken, &l.weight, s));
+    let raw = quantized.values.iter().map(|v| *v as u8).collect();
+    let channels = quantized.scales.len();
+    g.initializers.insert(int8.clone(), tensor(&int8, DType::Int8, &l.shape, raw));
+    g.initializers.insert(scale.clone(), f32_tensor(&scale, &[channels], &quantized.scales));
+    g.initializers.insert(zero.clone(), tensor(&zero, DType::Int8, &[channels], vec![0; channels]));
+    let axis = attr::int("axis", l.out_axis as i64);
+    g.nodes.push(NodeProto::of("DequantizeLinear", &[&int8, &scale, &zero], &[&dq], vec![axis]));
+    g.value_info.insert(dq.clone(), value_info(&dq, DType::Float, &l.shape));
+    Ok(dq)
+}
+
+/// `value.suffix`, or the next such name that neither the graph nor `taken` has.
+fn fresh(g: &Graph, taken: &BTreeSet<String>, value: &str, suffix: &str) -> String {
+    let mut name = g.fresh(&format!("{value}.{suffix}"));
+    for i in 1.. {
+        if !taken.contains(&name) {
+            break;
+        }
+        name = g.fresh(&format!("{value}.{suffix}_{i}"));
+    }
+    name
+}
+
+/// What [`write_f16`] did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Halved {
+    /// Constants stored as float16.
+    pub tensors: usize,
+    /// Constants left in float32 because a value is beyond float16.
+    pub too_large: usize,
+}
+
+/// Constants of at least this many elements are worth a Cast.
+const WORTH_A_CAST: usize = 256;
+
+/// Stores float constants as float16 with a Cast to float32 before their first use: half the size, computed in
+/// float32 everywhere.
+///
+/// # Errors
+/// [`Error::BadModel`] for a damaged constant.
+pub fn write_f16(g: &mut Graph) -> Result<Halved> {
+    let mut done = Halved::default();
+    let large = |(_, t): &(&String, &vedge_runtime::onnx::TensorProto)| {
+        t.dtype() == DType::Float && elements(&shape_of(t)) >= WORTH_A_CAST
+    };
+    let names: Vec<String> = g.initializers.iter().filter(large).map(|(n, _)| n.clone()).collect();
+    let mut casts = vec![];
+    for name in names {
+        if g.outputs.iter().any(|o| o.name() == name) {
+            continue;
+        }
+        let t = &g.initializers[&name];
+        let (values, shape) = (vedge_runtime::onnx::to_f32(t)?, shape_of(t));
+        if values.iter().any(|v| f16::from_f32(*v).is_infinite()) {
+            done.too_large += 1;
+            continue;
+        }
+        let raw = values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect();
+        let stored = g.fresh(&format!("{name}.f16"));
+        g.initializers.remove(&name);
+        g.initializers.insert(stored.clone(), tensor(&stored, DType::Float16, &shape, raw));
+        g.value_info.insert(name.clone(), value_info(&name, DType::Float, &shape));
+        // The Cast takes over the constant's name, so no use has to change, inner graphs included.
+        casts.push(NodeProto::of("Cast", &[&stored], &[&name], vec![attr::int("to", DType::Float as i64)]));
+        done.tensors += 1;
+    }
+    g.nodes.splice(0..0, casts);
+    Ok(done)
+}
