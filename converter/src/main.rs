@@ -9,11 +9,14 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("error: {e:#}");
-            if let Some(hint) = e.downcast_ref::<vedge_runtime::Error>().and_then(|e| e.hint()) {
-                eprintln!("\nhint: {hint}");
+            let code = exit_code(&e);
+            if code != 0 {
+                eprintln!("error: {e:#}");
+                if let Some(hint) = e.downcast_ref::<vedge_runtime::Error>().and_then(|e| e.hint()) {
+                    eprintln!("\nhint: {hint}");
+                }
             }
-            ExitCode::from(exit_code(&e))
+            ExitCode::from(code)
         }
     }
 }

@@ -1,6 +1,6 @@
 //! `vedge boards`
 
-use super::table;
+use super::{out, table};
 use crate::preset::nearest_first;
 use crate::row;
 use anyhow::Result;
@@ -35,7 +35,7 @@ enum What {
 /// Runs the command.
 pub fn run(a: &Args) -> Result<()> {
     match &a.what {
-        What::List { json: true } => println!("{}", serde_json::to_string_pretty(&profiles())?),
+        What::List { json: true } => out::json(&profiles())?,
         What::List { json: false } => {
             let mut rows = vec![row!["name", "board", "core", "cores", "target"]];
             for p in profiles() {
@@ -43,15 +43,15 @@ pub fn run(a: &Args) -> Result<()> {
                 let target = p.targets.first().cloned().unwrap_or_default();
                 rows.push(row![p.name, p.title, p.cpu.core, cores, target]);
             }
-            table::print(&rows);
+            out::text(&table::format(&rows))?;
             eprintln!("next: vedge boards show NAME");
         }
         What::Show { name, json } => {
             let p =
                 profile(name).map_err(|e| vedge_runtime::Error::Usage { what: e.to_string(), hint: nearest(name) })?;
             match json {
-                true => println!("{}", serde_json::to_string_pretty(&p)?),
-                false => show(&p),
+                true => out::json(&p)?,
+                false => out::text(&show(&p))?,
             }
         }
     }
@@ -64,8 +64,7 @@ fn nearest(name: &str) -> String {
     names.first().map_or(String::new(), |n| format!("the nearest is {n}: vedge boards show {n}"))
 }
 
-fn show(p: &Profile) {
-    println!("{}: {}", p.name, p.title);
+fn show(p: &Profile) -> String {
     let source = |key: &str| p.sources.get(key).cloned().unwrap_or_default();
     let mut rows = vec![];
     let mut fact = |name: &str, value: String, key: &str| {
@@ -85,6 +84,6 @@ fn show(p: &Profile) {
     for c in &p.cameras {
         fact("camera", c.usage.clone(), &c.source);
     }
-    rows.iter().for_each(|r| println!("{}", r.trim_end()));
-    println!("  {:10}  {}", "targets", p.targets.join(", "));
+    let facts: String = rows.iter().map(|r| format!("{}\n", r.trim_end())).collect();
+    format!("{}: {}\n{facts}  {:10}  {}\n", p.name, p.title, "targets", p.targets.join(", "))
 }

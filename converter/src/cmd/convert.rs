@@ -4,6 +4,7 @@ use super::{parse_channels, parse_size, read_labels};
 use crate::convert::{Converted, Pictures, Precision, Settings, convert};
 use crate::quantize::Preset;
 use anyhow::Result;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use vedge_runtime::onnx::Graph;
 use vedge_runtime::{Error, Options, Session};
@@ -45,14 +46,14 @@ pub struct Args {
     std: Option<[f32; 3]>,
     /// Threads of the calibration runs.
     #[arg(long, default_value_t = default_threads())]
-    threads: usize,
+    threads: NonZeroUsize,
     /// Report as JSON on standard output.
     #[arg(long)]
     json: bool,
 }
 
-fn default_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
+fn default_threads() -> NonZeroUsize {
+    std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
 }
 
 /// Runs the command.
@@ -74,7 +75,7 @@ pub fn run(a: &Args) -> Result<()> {
         mean: a.mean,
         std: a.std,
         labels: a.labels.as_ref().map(|p| read_labels(p)).transpose()?,
-        options: Options { threads: a.threads, ..Options::default() },
+        options: Options { threads: a.threads.get(), ..Options::default() },
     };
     let done = convert(&a.model, &settings)?;
     let bytes = encode_checked(&done.graph)?;
@@ -85,10 +86,9 @@ pub fn run(a: &Args) -> Result<()> {
     }
     let source = std::fs::metadata(&a.model)?.len();
     if a.json {
-        println!("{}", serde_json::to_string_pretty(&report(a, &done, source, written as u64))?);
-    } else {
-        describe(a, &done, source, written as u64);
+        return super::out::json(&report(a, &done, source, written as u64));
     }
+    describe(a, &done, source, written as u64);
     Ok(())
 }
 

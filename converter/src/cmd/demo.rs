@@ -1,14 +1,16 @@
 //! `vedge demo`
 
 use super::inspect::{plan_table, ways};
-use super::{convert::encode_checked, table};
+use super::{convert::encode_checked, out, table};
 use crate::convert::{Pictures, Settings, convert};
 use crate::evaluate::{Score, evaluate, open};
 use crate::row;
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use vedge_calibration::Dataset;
-use vedge_runtime::{Error, Options, Session};
+use vedge_runtime::sink::JsonLines;
+use vedge_runtime::{Error, Options, Session, pipeline, source};
 
 /// The whole way on a shipped model and shipped pictures: quantize, compare with float, classify a folder.
 #[derive(Debug, clap::Args)]
@@ -48,7 +50,7 @@ pub fn run(a: &Args) -> Result<()> {
     std::fs::create_dir_all(&camera).with_context(|| format!("cannot create {}", camera.display()))?;
 
     let calibration = shipped.join("fashion/calibration");
-    println!("1  Quantize {} with pictures of {}", shown(&source), shown(&calibration));
+    out::text(&format!("1  Quantize {} with pictures of {}\n", shown(&source), shown(&calibration)))?;
     let settings = Settings {
         calibration: Some(Pictures { dir: calibration, count: 128 }),
         preprocess: Some(shipped.join("fashion.json").display().to_string()),
@@ -57,25 +59,24 @@ pub fn run(a: &Args) -> Result<()> {
     let done = convert(&source, &settings)?;
     let int8 = dir.join(format!("{name}.vedge.onnx"));
     vedge_runtime::files::write_atomic(&int8, &encode_checked(&done.graph)?)?;
-    done.card.provenance.passes.iter().for_each(|p| println!("     {p}"));
-    println!("     wrote {}", int8.display());
+    out::text(&indent(&format!("{}\nwrote {}\n", done.card.provenance.passes.join("\n"), int8.display())))?;
 
     let options = Options::default();
     let (mut subjects, labels) = open(&[source.clone(), int8.clone()], None, &options)?;
     let test = Dataset::open(&shipped.join("fashion/test"), labels.as_deref())?;
-    println!("\n2  Compare on {} pictures that calibration did not see", test.items.len());
+    out::text(&format!("\n2  Compare on {} pictures that calibration did not see\n", test.items.len()))?;
     let scores = evaluate(&mut subjects, &test.items, &test.labels)?;
-    print!("{}", indent(&table::format(&comparison(&scores))));
-    println!("\n   How the INT8 model runs (number of operators)");
-    print!("{}", indent(&table::format(&plan_table(&ways(subjects[1].session.plan())))));
+    out::text(&indent(&table::format(&comparison(&scores))))?;
+    out::text("\n   How the INT8 model runs (number of operators)\n")?;
+    out::text(&indent(&table::format(&plan_table(&ways(subjects[1].session.plan())))))?;
 
-    println!("\n3  Classify a folder as if it were a camera, one JSON line a picture");
+    out::text("\n3  Classify a folder as if it were a camera, one JSON line a picture\n")?;
     for (i, item) in test.pick(test.labels.len()).iter().enumerate().take(10) {
         let label = test.labels[item.class].replace(|c: char| !c.is_ascii_alphanumeric(), "_");
         std::fs::copy(&item.path, camera.join(format!("{i:02}_{label}.png")))?;
     }
     stream(&int8, &camera)?;
-    println!("\nnext: cargo run --release --bin vedge-run -- {} {}", int8.display(), camera.display());
+    out::text(&format!("\nnext: cargo run --release --bin vedge-run -- {} {}\n", int8.display(), camera.display()))?;
     Ok(())
 }
 
@@ -118,22 +119,14 @@ fn comparison(scores: &[Score]) -> Vec<Vec<String>> {
     ]
 }
 
-/// Runs a folder through the board's own classifier.
+/// Runs a folder through the board's own pipeline.
 fn stream(model: &Path, folder: &Path) -> Result<()> {
-    use vedge_runtime::{classify::Classifier, preprocess::to_tensor, source};
-    let mut session = Session::load(model, &Options::default())?;
-    let (classifier, card) = Classifier::of(&session)?;
-    let how = &card.preprocess;
-    let mut frames = source::open(&source::Uri::Path(folder.into()), (how.width, how.height))?;
-    while let Some(frame) = frames.next()? {
-        let file = frame.file.clone().unwrap_or_default();
-        let x = to_tensor(&frame.picture()?, how)?;
-        let start = std::time::Instant::now();
-        let y = session.run(&[x])?;
-        let ms = (start.elapsed().as_secs_f64() * 1e5).round() / 1e2;
-        let top = classifier.top(&y, 1)?;
-        let name = file.file_name().unwrap_or_default().to_string_lossy();
-        println!("{}", serde_json::json!({"file": name, "ms": {"infer": ms}, "top": top}));
-    }
+    let mut model = pipeline::Model::new(Session::load(model, &Options::default())?)?;
+    let size = (model.card().preprocess.width, model.card().preprocess.height);
+    let frames = source::open(&source::Uri::Path(folder.into()), size)?;
+    let mut sink = JsonLines(std::io::stdout());
+    let how = pipeline::Options { top: 1, max_frames: None };
+    let mut warn = |e: &Error| eprintln!("warning: {e}");
+    pipeline::run(&mut model, frames, &mut sink, &how, &AtomicBool::new(false), &mut warn)?;
     Ok(())
 }

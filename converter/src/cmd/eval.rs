@@ -1,9 +1,10 @@
 //! `vedge eval`
 
-use super::table;
+use super::{out, table};
 use crate::evaluate::{Score, evaluate, open};
 use crate::row;
 use anyhow::Result;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use vedge_calibration::Dataset;
 use vedge_runtime::{Error, Options};
@@ -27,8 +28,8 @@ pub struct Args {
     #[arg(long, value_name = "PRESET|FILE.json")]
     preprocess: Option<String>,
     /// Threads a model runs on.
-    #[arg(long, default_value_t = 1)]
-    threads: usize,
+    #[arg(long, default_value = "1")]
+    threads: NonZeroUsize,
     /// Result as JSON on standard output.
     #[arg(long)]
     json: bool,
@@ -45,7 +46,7 @@ pub fn run(a: &Args) -> Result<()> {
         let what = "--limit 0: nothing to evaluate".into();
         return Err(Error::Usage { what, hint: "leave --limit out for all pictures".into() }.into());
     }
-    let options = Options { threads: a.threads, ..Options::default() };
+    let options = Options { threads: a.threads.get(), ..Options::default() };
     let (mut subjects, labels) = open(&paths, a.preprocess.as_deref(), &options)?;
     let set = Dataset::open(&a.data, labels.as_deref())?;
     if set.ignored > 0 {
@@ -54,13 +55,9 @@ pub fn run(a: &Args) -> Result<()> {
     let items = set.pick(a.limit.unwrap_or(usize::MAX));
     let scores = evaluate(&mut subjects, &items, &set.labels)?;
     if a.json {
-        println!("{}", serde_json::to_string_pretty(&serde_json::json!({"v": 1, "models": scores}))?);
-        return Ok(());
+        return out::json(&serde_json::json!({"v": 1, "models": scores}));
     }
-    table::print(&summary(&scores));
-    println!();
-    table::print(&per_class(&scores));
-    Ok(())
+    out::text(&format!("{}\n{}", table::format(&summary(&scores)), table::format(&per_class(&scores))))
 }
 
 /// One row for each model.

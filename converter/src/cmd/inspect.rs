@@ -1,6 +1,6 @@
 //! `vedge inspect`
 
-use super::table;
+use super::{out, table};
 use crate::arch::{self, Architecture};
 use crate::passes::{self, Prepare};
 use crate::row;
@@ -72,12 +72,10 @@ struct Tensor {
 /// Runs the command.
 pub fn run(a: &Args) -> Result<()> {
     let report = inspect(a)?;
-    if a.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        print(&report);
+    match a.json {
+        true => out::json(&report),
+        false => out::text(&text(&report)),
     }
-    Ok(())
 }
 
 fn inspect(a: &Args) -> Result<Report> {
@@ -162,7 +160,8 @@ pub fn plan_table(by_class: &BTreeMap<String, Ways>) -> Vec<Vec<String>> {
     rows
 }
 
-fn print(r: &Report) {
+fn text(r: &Report) -> String {
+    let mut t = String::new();
     let a = &r.architecture;
     let list = |v: &[usize]| match v {
         [] => "-".to_string(),
@@ -177,8 +176,8 @@ fn print(r: &Report) {
         };
         tensors.iter().map(one).collect::<Vec<_>>().join(", ")
     };
-    println!("{}: {:.1} MB, operator set {}", r.model, r.bytes as f64 / 1e6, r.operator_set);
-    table_of(&[
+    t += &format!("{}: {:.1} MB, operator set {}\n", r.model, r.bytes as f64 / 1e6, r.operator_set);
+    t += &facts(&[
         ("architecture", a.family.name().to_string()),
         ("input", shapes(&r.inputs)),
         ("output", shapes(&r.outputs)),
@@ -192,30 +191,31 @@ fn print(r: &Report) {
         ("multiply-accumulates", a.macs.map_or("unknown (free shapes)".into(), |m| format!("{:.1} M", m as f64 / 1e6))),
     ]);
     if let Some(card) = &r.card {
-        println!("\ncard");
-        table_of(&card_lines(card));
-        card.provenance.passes.iter().for_each(|p| println!("  did           {p}"));
+        t += "\ncard\n";
+        t += &facts(&card_lines(card));
+        t += &section("what was done", card.provenance.passes.iter().cloned());
     }
-    for (i, p) in r.preparation.iter().enumerate() {
-        println!("{}  {p}", if i == 0 { "\nconverting prepares it\n" } else { "" });
-    }
+    t += &section("converting prepares it", r.preparation.iter().cloned());
     match (&r.runs, &r.unsupported) {
-        (_, Some(why)) => println!("\nunsupported: {why}"),
+        (_, Some(why)) => t += &format!("\nunsupported: {why}\n"),
         (Some(runs), None) => {
-            println!("\nhow it runs");
-            table::print(&plan_table(runs));
+            t += &format!("\nhow it runs (number of operators)\n{}", table::format(&plan_table(runs)))
         }
         (None, None) => {}
     }
-    if !r.quantized_but_float.is_empty() {
-        println!("\nquantized, but runs in float");
-        r.quantized_but_float.iter().for_each(|l| println!("  {} ({}): {}", l.name, l.class, l.note));
-    }
+    let notes = r.quantized_but_float.iter().map(|l| format!("{} ({}): {}", l.name, l.class, l.note));
+    t + &section("quantized, but runs in float", notes)
 }
 
-fn table_of(lines: &[(&str, String)]) {
+/// A headed list; nothing where the list is empty.
+fn section(title: &str, lines: impl Iterator<Item = String>) -> String {
+    let body: String = lines.map(|l| format!("  {l}\n")).collect();
+    if body.is_empty() { body } else { format!("\n{title}\n{body}") }
+}
+
+fn facts(lines: &[(&str, String)]) -> String {
     let width = lines.iter().map(|(k, _)| k.len()).max().unwrap_or(0);
-    lines.iter().for_each(|(key, value)| println!("  {key:width$}  {value}"));
+    lines.iter().map(|(key, value)| format!("  {key:width$}  {value}\n")).collect()
 }
 
 fn card_lines(c: &Card) -> Vec<(&'static str, String)> {

@@ -6,6 +6,7 @@ mod convert;
 mod demo;
 mod eval;
 mod inspect;
+mod out;
 mod table;
 
 use clap::{Parser, Subcommand};
@@ -45,9 +46,10 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
     }
 }
 
-/// 2 for wrong usage, 1 for everything else.
+/// 2 for wrong usage, 0 when only the reader of standard output went away, 1 for everything else.
 pub fn exit_code(e: &anyhow::Error) -> u8 {
     match e.downcast_ref::<Error>() {
+        _ if out::reader_went_away(e) => 0,
         Some(Error::Usage { .. }) => 2,
         _ => 1,
     }

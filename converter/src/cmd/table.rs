@@ -1,11 +1,6 @@
 //! Columns of text for people.
 
-/// Prints rows with aligned columns: the first to the left, the others to the right.
-pub fn print(rows: &[Vec<String>]) {
-    print!("{}", format(rows));
-}
-
-/// Rows with aligned columns.
+/// Rows with aligned columns: the first to the left, the others to the right.
 pub fn format(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
