@@ -51,7 +51,7 @@ def check_zoo(args):
         row = {"model": name, "error": None, "refused": None}
         try:
             size = ["--size", f"{shape[2]}x{shape[3]}"] if len(shape) == 4 else []
-            command(args.vedge, "convert", source, "-o", converted, "--precision", "fp32", *size)
+            command(args.vedge, "convert", source, "-o", converted, "--precision", "fp32", "--preprocess", "unit", *size)
             onnx.checker.check_model(str(converted), full_check=True)
             ours = Infer(args.run, converted, inputs, threads=2).result()
             reference = session(source, optimized=False, threads=2)
