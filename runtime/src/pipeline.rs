@@ -104,7 +104,7 @@ pub fn run(
     stop: &AtomicBool,
     warn: &mut dyn FnMut(&Error),
 ) -> Result<Summary> {
-    let live = source.is_live();
+    let (live, single) = (source.is_live(), source.frames() == Some(1));
     let mailbox = Arc::new(Mailbox::default());
     let capture = Arc::clone(&mailbox);
     std::thread::Builder::new()
@@ -138,8 +138,8 @@ pub fn run(
                     Ok(()) => summary.answers += 1,
                 }
             }
-            // one damaged frame or file is no reason to stop
-            Err(e) if is_picture_error(&e) && (!live || damaged < MOST_DAMAGED) => {
+            // one damaged frame, or file among others, is no reason to stop
+            Err(e) if is_picture_error(&e) && !single && (!live || damaged < MOST_DAMAGED) => {
                 if live {
                     (damaged, dropped, summary.dropped) = (damaged + 1, dropped + 1, summary.dropped + 1);
                 } else {

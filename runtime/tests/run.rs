@@ -158,7 +158,7 @@ fn a_damaged_picture_among_others_is_named_and_the_rest_is_done() {
     assert_eq!(lines(&output.stdout).len(), 2);
     assert_eq!(output.status.code(), Some(1));
     let stderr = told(&output);
-    assert!(stderr.contains("[WORK]/mixed/b.png") && stderr.contains("1 files could not be read"), "{stderr}");
+    assert!(stderr.contains("[WORK]/mixed/b.png") && stderr.contains("1 file could not be read"), "{stderr}");
 }
 
 #[test]

@@ -28,8 +28,12 @@ pub fn report(e: &anyhow::Error) -> ExitCode {
     if e.downcast_ref::<std::io::Error>().is_some_and(broken) {
         return ExitCode::SUCCESS;
     }
-    eprintln!("error: {e:#}");
     let own = e.downcast_ref::<vedge_runtime::Error>();
+    match own {
+        // its message names the cause already
+        Some(own) => eprintln!("error: {own}"),
+        None => eprintln!("error: {e:#}"),
+    }
     if let Some(hint) = own.and_then(vedge_runtime::Error::hint) {
         eprintln!("\nhint: {hint}");
     }

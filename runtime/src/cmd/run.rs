@@ -85,7 +85,8 @@ fn describe(s: &Summary) -> String {
         text += &format!(", {} dropped because newer ones had come", s.dropped);
     }
     if s.failed > 0 {
-        text += &format!(", {} files could not be read as pictures", s.failed);
+        let files = if s.failed == 1 { "file" } else { "files" };
+        text += &format!(", {} {files} could not be read as pictures", s.failed);
     }
     text
 }

@@ -11,6 +11,7 @@ const EXTENSIONS: [&str; 3] = ["jpg", "jpeg", "png"];
 /// Files still to read.
 pub struct Files {
     described: String,
+    count: usize,
     files: std::vec::IntoIter<PathBuf>,
 }
 
@@ -25,7 +26,7 @@ impl Files {
             [file] => file.display().to_string(),
             files => format!("{} pictures in {}", files.len(), path.display()),
         };
-        Ok(Files { described, files: files.into_iter() })
+        Ok(Files { described, count: files.len(), files: files.into_iter() })
     }
 }
 
@@ -44,6 +45,10 @@ impl FrameSource for Files {
 
     fn is_live(&self) -> bool {
         false
+    }
+
+    fn frames(&self) -> Option<usize> {
+        Some(self.count)
     }
 }
 

@@ -68,6 +68,11 @@ pub trait FrameSource: Send {
 
     /// Whether frames come by themselves and may be dropped when they are not taken in time.
     fn is_live(&self) -> bool;
+
+    /// How many frames there are in all, where that is known.
+    fn frames(&self) -> Option<usize> {
+        None
+    }
 }
 
 /// Opens a source. `input` is the model's input width and height: a camera is set to the nearest size above.

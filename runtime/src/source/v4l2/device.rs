@@ -78,7 +78,8 @@ pub struct Sizes {
 
 impl Sizes {
     pub fn contains(&self, (w, h): (u32, u32)) -> bool {
-        let fits = |x: u32, min: u32, max: u32, step: u32| (min..=max).contains(&x) && (x - min) % step.max(1) == 0;
+        let fits =
+            |x: u32, min: u32, max: u32, step: u32| (min..=max).contains(&x) && (x - min).is_multiple_of(step.max(1));
         fits(w, self.min.0, self.max.0, self.step.0) && fits(h, self.min.1, self.max.1, self.step.1)
     }
 }
@@ -194,7 +195,10 @@ impl Device {
         // SAFETY: both variants of this union are one 32-bit number.
         let encoding = unsafe { pix.__bindgen_anon_1.ycbcr_enc };
         let extended = pix.priv_ == V4L2_PIX_FMT_PRIV_MAGIC;
-        let matrix = matrix(pix.colorspace, if extended { (encoding, pix.quantization) } else { (0, 0) });
+        let (encoding, quantization) = if extended { (encoding, pix.quantization) } else { (0, 0) };
+        let mut matrix = matrix(pix.colorspace, (encoding, quantization));
+        // monochrome cameras give the sensor's whole range, whatever the kernel's default for luma says
+        matrix.full_range |= fourcc == "GREY" && quantization != v4l2_quantization_V4L2_QUANTIZATION_LIM_RANGE;
         let (width, height, stride) = (pix.width, pix.height, pix.bytesperline);
         Ok(Negotiated { fourcc: code(pix.pixelformat), width, height, stride, matrix })
     }

@@ -71,7 +71,7 @@ impl V4l2 {
         let (offers, fourccs) = offers(path, &device)?;
         let fastest = |format: PixelFormat, size| device.fastest(format.fourcc(), size);
         let (format, size) =
-            choose(&offers, wanted, input, fastest).ok_or_else(|| not_offered(path, wanted, &offers, &fourccs))?;
+            choose(&offers, wanted, input, fastest).ok_or_else(|| not_offered(path, wanted, &offers))?;
         let fourcc = offered_code(format, &fourccs);
         let negotiated = device.set_format(fourcc, size).map_err(|e| failed(path, "cannot set the format", &e))?;
         let substituted = negotiated.fourcc != fourcc;
@@ -80,7 +80,8 @@ impl V4l2 {
             let what = format!("{}: asked for {fourcc} {}x{}, the driver sets {got}", path.display(), size.0, size.1);
             return Err(Error::Source { what, hint: offers_text(&offers) });
         }
-        let rate = set_rate(path, &device, wanted.fps)?;
+        let fastest = device.fastest(fourcc, (negotiated.width, negotiated.height));
+        let rate = set_rate(path, &device, wanted.fps, fastest)?;
         let stream = Stream::start(device).map_err(|e| failed(path, "cannot start streaming", &e))?;
         Ok(V4l2 { stream, device: path.into(), format, negotiated, rate, sequence: None })
     }
@@ -191,24 +192,28 @@ fn offers(path: &Path, device: &Device) -> Result<(Vec<Offer>, Vec<String>)> {
         return Err(source("is no camera: it does not capture video", list()));
     }
     let fourccs = device.formats();
-    let mut offers: Vec<Offer> = vec![];
-    for fourcc in &fourccs {
-        if let Some(format) = PixelFormat::from_fourcc(fourcc)
-            && offers.iter().all(|o| o.format != format)
-        {
-            offers.push(Offer { format, sizes: device.sizes(fourcc) });
-        }
-    }
-    if offers.is_empty() && fourccs.iter().any(|f| is_bayer(f)) {
-        let what = format!("offers raw sensor data only ({}), not pictures", fourccs.join(", "));
-        return Err(source(&what, csi_hint(&c.driver)));
-    }
-    if offers.is_empty() {
-        let known = PixelFormat::ALL.map(PixelFormat::fourcc).join(", ");
-        let what = format!("offers {}, none of which vedge reads", fourccs.join(", "));
-        return Err(source(&what, format!("vedge reads {known}")));
-    }
+    let formats = readable(path, &c.driver, &fourccs)?;
+    let offer = |format| Offer { format, sizes: device.sizes(offered_code(format, &fourccs)) };
+    let offers = formats.into_iter().map(offer).collect();
     Ok((offers, fourccs))
+}
+
+/// Those of a camera's formats that vedge converts.
+fn readable(path: &Path, driver: &str, fourccs: &[String]) -> Result<Vec<PixelFormat>> {
+    let mut formats: Vec<PixelFormat> = fourccs.iter().filter_map(|f| PixelFormat::from_fourcc(f)).collect();
+    formats.dedup();
+    if !formats.is_empty() {
+        return Ok(formats);
+    }
+    let (device, all) = (path.display(), fourccs.join(", "));
+    if fourccs.iter().any(|f| is_bayer(f)) {
+        let what = format!("{device}: offers raw sensor data only ({all}), not pictures");
+        return Err(Error::Source { what, hint: csi_hint(driver) });
+    }
+    let known = PixelFormat::ALL.map(PixelFormat::fourcc).join(", ");
+    let what =
+        format!("{device}: offers {}, none of which vedge reads", if all.is_empty() { "no format" } else { &all });
+    Err(Error::Source { what, hint: format!("vedge reads {known}") })
 }
 
 /// The code under which the camera offers a format: MJPG may be called JPEG.
@@ -217,24 +222,32 @@ fn offered_code(format: PixelFormat, fourccs: &[String]) -> &'static str {
     if format == PixelFormat::Mjpg && !fourccs.iter().any(|f| f == name) { "JPEG" } else { name }
 }
 
-fn set_rate(path: &Path, device: &Device, wanted: Option<f64>) -> Result<Option<f64>> {
-    let Some(fps) = wanted else { return Ok(device.rate()) };
-    let source =
-        |what: String| Error::Source { what: format!("{}: {what}", path.display()), hint: "leave fps out".into() };
+/// Sets the rate that is asked for, or else up to 30 frames a second: drivers keep what the last program set.
+fn set_rate(path: &Path, device: &Device, wanted: Option<f64>, fastest: Option<f64>) -> Result<Option<f64>> {
+    let Some(fps) = wanted else {
+        let usual = fastest.and_then(|f| device.set_rate(f.min(30.0)));
+        return Ok(usual.or_else(|| device.rate()));
+    };
+    let source = |what: String, hint: String| Error::Source { what: format!("{}: {what}", path.display()), hint };
     match device.set_rate(fps) {
         Some(rate) if (rate - fps).abs() <= 0.02 * fps => Ok(Some(rate)),
-        Some(rate) => Err(source(format!("asked for {fps} frames a second, the driver sets {rate:.2}"))),
-        None => Err(source(format!("asked for {fps} frames a second, the driver does not let the rate be set"))),
+        Some(rate) => {
+            let what = format!("asked for {fps} frames a second, the driver sets {rate:.2}");
+            Err(source(what, format!("ask for fps={rate:.0}, or leave fps out")))
+        }
+        None => {
+            let what = format!("asked for {fps} frames a second, the driver does not let the rate be set");
+            Err(source(what, "leave fps out".into()))
+        }
     }
 }
 
-fn not_offered(path: &Path, wanted: &uri::Camera, offers: &[Offer], fourccs: &[String]) -> Error {
+fn not_offered(path: &Path, wanted: &uri::Camera, offers: &[Offer]) -> Error {
     let format = wanted.format.map(|f| f.fourcc().to_string());
     let size = wanted.size.map(|(w, h)| format!("{w}x{h}"));
     let asked: Vec<String> = format.into_iter().chain(size).collect();
     let what = format!("{}: does not offer {}", path.display(), asked.join(" "));
-    let formats = if fourccs.is_empty() { "nothing".into() } else { fourccs.join(", ") };
-    Error::Source { what, hint: format!("{} (formats in all: {formats})", offers_text(offers)) }
+    Error::Source { what, hint: offers_text(offers) }
 }
 
 fn offers_text(offers: &[Offer]) -> String {
@@ -294,4 +307,40 @@ fn failed(path: &Path, what: &str, e: &io::Error) -> Error {
     };
     let separator = if e.kind() == io::ErrorKind::TimedOut { " " } else { ": " };
     Error::Source { what: format!("{}: {what}{separator}{why}", path.display()), hint: hint.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judged(driver: &str, fourccs: &[&str]) -> Result<Vec<PixelFormat>> {
+        let fourccs: Vec<String> = fourccs.iter().map(ToString::to_string).collect();
+        readable(Path::new("/dev/video0"), driver, &fourccs)
+    }
+
+    #[test]
+    fn bayer_cameras_are_refused_with_the_command_that_works() {
+        for (driver, fourccs, command) in [
+            ("unicam", &["pBAA", "BG10"][..], "libcamerify"),
+            ("rp1-cfe", &["pRAA"], "rpicam-vid"),
+            ("tegra-video", &["RG10"], "nvarguscamerasrc"),
+            ("other", &["BA81"], "nvarguscamerasrc"),
+        ] {
+            let e = judged(driver, fourccs).unwrap_err();
+            assert_eq!(
+                e.to_string(),
+                format!("/dev/video0: offers raw sensor data only ({}), not pictures", fourccs.join(", "))
+            );
+            assert!(e.hint().unwrap().contains(command), "{driver}: {:?}", e.hint());
+        }
+    }
+
+    #[test]
+    fn only_what_can_be_converted_is_taken() {
+        assert_eq!(judged("uvcvideo", &["MJPG", "H264", "YUYV"]).unwrap(), [PixelFormat::Mjpg, PixelFormat::Yuyv]);
+        assert_eq!(judged("x", &["JPEG", "RG10"]).unwrap(), [PixelFormat::Mjpg]);
+        let e = judged("x", &["H264"]).unwrap_err();
+        assert!(e.to_string().contains("H264") && e.hint().unwrap().contains("YUYV"), "{e}");
+        assert!(judged("x", &[]).unwrap_err().to_string().contains("no format"));
+    }
 }
