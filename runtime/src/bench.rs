@@ -30,7 +30,7 @@ pub struct Report {
     pub first_result_ms: f64,
     /// Largest resident memory of the process so far (VmHWM), in MiB; absent where the system does not tell.
     pub peak_memory_mib: Option<f64>,
-    /// The integer and float kernels in use.
+    /// The kernels in use.
     pub kernels: String,
     /// Operators by how they run.
     pub plan: std::collections::BTreeMap<String, usize>,
@@ -60,7 +60,7 @@ pub fn bench(path: &Path, options: &Options, warmup: usize, runs: usize) -> Resu
     times.sort_by(f64::total_cmp);
     Ok(Report {
         model: path.display().to_string(),
-        threads: options.threads,
+        threads: session.threads(),
         runs: times.len(),
         median_ms: percentile(&times, 50.0),
         p90_ms: percentile(&times, 90.0),
@@ -69,7 +69,7 @@ pub fn bench(path: &Path, options: &Options, warmup: usize, runs: usize) -> Resu
         load_ms: milliseconds(load),
         first_result_ms: milliseconds(first),
         peak_memory_mib: peak_memory(),
-        kernels: kernels(),
+        kernels: session.kernel().into(),
         plan: counts(&session),
     })
 }
@@ -91,11 +91,6 @@ pub fn counts(session: &Session) -> std::collections::BTreeMap<String, usize> {
         *counts.entry(format!("{:?}", line.how).to_lowercase()).or_insert(0) += 1;
     }
     counts
-}
-
-/// The kernels that this build chooses on this CPU.
-pub fn kernels() -> String {
-    "tract".into()
 }
 
 /// Nearest-rank percentile of sorted values.

@@ -15,7 +15,8 @@ use tract_onnx::prelude::*;
 pub struct Options {
     /// Worker threads; 1 runs on the caller's thread alone.
     pub threads: usize,
-    /// Turn patterns (quantized layers, attention, LayerNorm, GELU, …) into fused operators. Off gives plain tract.
+    /// Turn patterns (quantized layers, attention, LayerNorm, GELU, …) into fused operators. Off gives plain tract, and
+    /// so does a graph that does not tell the shapes of its values, that is, one not from `vedge convert`.
     pub fuse: bool,
 }
 
@@ -72,7 +73,7 @@ impl Session {
         let outputs: Vec<String> = graph.outputs.iter().map(|o| o.name().to_string()).collect();
         let exec = Arc::new(Exec::new(options.threads)?);
         let per_token = card.as_ref().is_some_and(|c| c.activations == Activations::PerToken);
-        let lowered = match options.fuse {
+        let lowered = match options.fuse && lower::shapes_known(&graph) {
             true => lower::lower(graph, exec.kernels, per_token)?,
             false => lower::unchanged(graph),
         };

@@ -93,6 +93,15 @@ fn told(output: &Output) -> String {
     let stderr = String::from_utf8_lossy(&output.stderr);
     let stderr =
         stderr.replace(&*work().to_string_lossy(), "[WORK]").replace(&*repository().to_string_lossy(), "[REPOSITORY]");
+    // kernels and threads are the machine's
+    let known = |line: &str| {
+        line.split(", ")
+            .filter(|part| !part.contains(" kernels") && !part.contains(" thread"))
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    let stderr: String =
+        stderr.lines().map(|l| if l.starts_with("model: ") { known(l) } else { l.into() } + "\n").collect();
     format!("exit {}\n{}", output.status.code().map_or("by signal".into(), |c| c.to_string()), stderr)
 }
 

@@ -29,6 +29,9 @@ pub struct Arguments {
 pub fn run(a: &Arguments) -> Result<ExitCode> {
     let options = Options { threads: super::threads(a.threads), ..Options::default() };
     let r = bench::bench(&a.model, &options, a.warmup, a.runs.get())?;
+    if !r.plan.keys().any(|how| how == "integer" || how == "fused") {
+        eprintln!("note: no operator is fused or runs in integers: this is plain tract; vedge convert makes it faster");
+    }
     if a.json {
         super::print_json(&r)?;
         return Ok(ExitCode::SUCCESS);

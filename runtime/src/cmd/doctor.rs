@@ -4,10 +4,10 @@ use anyhow::Result;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use vedge_runtime::bench;
 use vedge_runtime::model::card::{Card, SelfTest};
 use vedge_runtime::session::{How, Session};
 use vedge_runtime::source::v4l2;
+use vedge_runtime::{bench, kernels};
 
 /// Check this machine, and a model on it
 #[derive(clap::Args)]
@@ -82,7 +82,10 @@ pub fn run(a: &Arguments) -> Result<ExitCode> {
 fn machine() -> Vec<Finding> {
     let mut findings = vec![
         Finding::ok("cpu", format!("{} CPUs, {}: {}", super::threads(None), std::env::consts::ARCH, features())),
-        Finding::ok("kernels", bench::kernels()),
+        match kernels::detect() {
+            Ok(k) => Finding::ok("kernels", k.name),
+            Err(e) => Finding::bad("kernels", e.to_string(), e.hint().unwrap_or_default()),
+        },
     ];
     if let Some(governor) = read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") {
         findings.push(if governor == "performance" {

@@ -46,14 +46,15 @@ enum Format {
 pub fn run(a: &Arguments) -> Result<ExitCode> {
     let (Some(path), Some(source)) = (&a.model, &a.source) else { unreachable!("clap requires both") };
     let uri: Uri = source.parse()?;
-    let threads = super::threads(a.threads);
-    let session = super::load(path, threads)?;
+    let session = super::load(path, super::threads(a.threads))?;
+    let (kernel, threads) = (session.kernel(), session.threads());
     let mut model = Model::new(session).map_err(|e| e.in_file(path))?;
     let input = (model.card().preprocess.width, model.card().preprocess.height);
     let source = source::open(&uri, input)?;
     let card = model.card();
     let s = if threads == 1 { "" } else { "s" };
-    eprintln!("model: {} ({}, {}), {threads} thread{s}", card.name, card.architecture, card.precision);
+    let kind = format!("{}, {}", card.architecture, card.precision);
+    eprintln!("model: {} ({kind}), {kernel} kernels, {threads} thread{s}", card.name);
     eprintln!("source: {}", source.describe());
 
     let stop = Arc::new(AtomicBool::new(false));

@@ -40,6 +40,12 @@ pub fn lower(graph: Graph, kernels: &Kernels, per_token: bool) -> Result<Lowered
     Ok(l)
 }
 
+/// Whether the graph tells the shape of every value, as those from `vedge convert` do: patterns need them.
+pub fn shapes_known(graph: &Graph) -> bool {
+    let mut values = graph.nodes.iter().flat_map(|n| &n.output).filter(|o| !o.is_empty());
+    values.all(|o| graph.shape(o).is_some())
+}
+
 /// A graph as it is, for plain tract.
 pub fn unchanged(graph: Graph) -> Lowered {
     Lowered { graph, fused: vec![], notes: HashMap::new() }
