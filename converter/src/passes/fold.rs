@@ -93,6 +93,9 @@ fn passes_through(graph: &Graph, n: &NodeProto, facts: &Facts) -> Option<usize> 
         }
         "Concat" if n.input.len() == 1 => Some(0),
         "Transpose" => n.ints("perm").filter(|p| p.iter().enumerate().all(|(i, &d)| d == i as i64)).map(|_| 0),
+        // Masks that mask nothing.
+        "Add" if same(0) && all(1, 0.0) => Some(0),
+        "Add" if same(1) && all(0, 0.0) => Some(1),
         "Mul" if same(0) && all(1, 1.0) => Some(0),
         "Mul" if same(1) && all(0, 1.0) => Some(1),
         "Div" if same(0) && all(1, 1.0) => Some(0),

@@ -6,6 +6,8 @@ mod freeze;
 mod gemm;
 mod layernorm;
 mod opset;
+pub mod positions;
+mod resize;
 mod softmax;
 
 use crate::{check, shapes};

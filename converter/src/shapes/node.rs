@@ -49,6 +49,7 @@ pub(super) fn infer_node(
     if evaluate && node.op_type() == "BatchNormalization" && node.int("training_mode", 0) != 0 {
         return batch_norm_of_constant(node, &given);
     }
+    refuse_absurd(node)?;
     refuse_huge(node, &given)?;
     let model = ModelProto {
         ir_version: header.ir_version,
@@ -114,6 +115,21 @@ fn unsupported(header: &ModelProto, node: &NodeProto) -> Error {
         what: format!("{}: operator `{}`{domain} is not supported", describe(node), node.op_type()),
         hint: "export the model without it, or with only operators of the default ONNX domain".into(),
     }
+}
+
+/// Refuses numbers that only a damaged file has and that tract would count up to.
+fn refuse_absurd(node: &NodeProto) -> Result<()> {
+    for a in &node.attribute {
+        let limit = match a.name() {
+            "axis" | "axes" | "perm" | "batch_dims" => 64,
+            "num_outputs" | "group" | "blocksize" | "kernel_shape" | "pads" | "strides" | "dilations" => 1 << 16,
+            _ => continue,
+        };
+        if let Some(v) = a.i.iter().chain(&a.ints).find(|v| v.unsigned_abs() > limit) {
+            return Err(Error::BadModel(format!("{}: `{}` is {v}: the file is damaged", describe(node), a.name())));
+        }
+    }
+    Ok(())
 }
 
 /// Refuses results that only a damaged or hostile file asks for, before memory is asked for.

@@ -1,0 +1,348 @@
+//! Another resolution for a graph that was exported with a fixed one.
+//!
+//! The graph is walked in order with the shapes of both resolutions side by side. Where a constant carries height,
+//! width or the number of tokens (targets of reshapes, ends of slices, kernels of global pools, positions), it is
+//! rewritten if there is exactly one way to do so; everything else that no longer fits is refused by name.
+
+use super::positions::resample;
+use crate::shapes::{self, Facts, describe, infer_one};
+use std::collections::BTreeSet;
+use vedge_runtime::onnx::{Graph, NodeProto, attr, elements, f32_tensor, i64_tensor, shape_of, value_info};
+use vedge_runtime::{Error, Result};
+
+/// Height and width in pixels.
+pub(super) type Size = (usize, usize);
+
+/// What was rewritten.
+#[derive(Debug, Default)]
+pub(super) struct Resized {
+    /// Constants that carried sizes.
+    pub constants: usize,
+    /// In words, where the positions came from and went; empty when there are none.
+    pub positions: String,
+}
+
+/// Rewrites a folded graph, fixed to some resolution, for the resolution `new` of its only input.
+///
+/// # Errors
+/// [`Error::Unsupported`] naming the node that cannot follow.
+pub(super) fn resize(graph: &mut Graph, new: Size) -> Result<Resized> {
+    let old = shapes::infer(graph)?;
+    let name = graph.inputs[0].name().to_string();
+    let Some((dtype, mut shape)) = graph.inputs[0].fixed() else {
+        return Err(Error::BadModel(format!("input `{name}` has no fixed shape")));
+    };
+    let rank = shape.len();
+    let mut walk = Walk {
+        rows: BTreeSet::from([(shape[rank - 2], new.0)]),
+        columns: BTreeSet::from([(shape[rank - 1], new.1)]),
+        new: Facts::default(),
+        done: Resized::default(),
+        old,
+    };
+    shape[rank - 2..].copy_from_slice(&[new.0, new.1]);
+    graph.inputs[0] = value_info(&name, dtype, &shape);
+    walk.new.types.insert(name, (dtype, shape));
+    for (name, t) in &graph.initializers {
+        walk.new.types.insert(name.clone(), (t.dtype(), shape_of(t)));
+    }
+    for i in 0..graph.nodes.len() {
+        let mut node = graph.nodes[i].clone();
+        walk.rewrite(graph, &mut node)?;
+        infer_one(graph, &node, &mut walk.new).map_err(|e| stuck(&node, &e.to_string()))?;
+        walk.learn(&node);
+        graph.nodes[i] = node;
+    }
+    graph.prune_unused();
+    Ok(walk.done)
+}
+
+/// The refusal: this node keeps the graph at its resolution.
+fn stuck(node: &NodeProto, why: &str) -> Error {
+    let subject = describe(node);
+    let why = why.strip_prefix(&format!("{subject}: ")).unwrap_or(why);
+    Error::Unsupported {
+        what: format!("this export cannot be resized: {subject}: {why}"),
+        hint: "leave --size out to keep the exported resolution, or export again at the size you want".into(),
+    }
+}
+
+struct Walk {
+    /// Heights seen so far, as (exported, new); sizes of feature maps, from convolutions and pools.
+    rows: BTreeSet<(usize, usize)>,
+    columns: BTreeSet<(usize, usize)>,
+    old: Facts,
+    new: Facts,
+    done: Resized,
+}
+
+impl Walk {
+    /// Exported and new shape of a value.
+    fn shapes(&self, value: &str) -> Option<(&[usize], &[usize])> {
+        Some((self.old.shape(value)?, self.new.shape(value)?))
+    }
+
+    fn changed(&self, value: &str) -> bool {
+        self.shapes(value).is_some_and(|(a, b)| a != b)
+    }
+
+    /// Remembers the feature map sizes that a node made.
+    fn learn(&mut self, node: &NodeProto) {
+        if !matches!(node.op_type(), "Conv" | "MaxPool" | "AveragePool") {
+            return;
+        }
+        if let Some(([_, _, h, w], [_, _, h2, w2])) = node.output.first().and_then(|o| self.shapes(o)) {
+            let (row, column) = ((*h, *h2), (*w, *w2));
+            self.rows.insert(row);
+            self.columns.insert(column);
+        }
+    }
+
+    fn rewrite(&mut self, graph: &mut Graph, node: &mut NodeProto) -> Result<()> {
+        if !node.input.iter().any(|i| self.changed(i)) {
+            return Ok(());
+        }
+        match node.op_type() {
+            "Reshape" => self.reshape(graph, node),
+            "Expand" => self.expand(graph, node),
+            "Slice" => self.slice(graph, node),
+            "Gather" => self.gather(graph, node),
+            "Split" => self.split(graph, node),
+            "AveragePool" | "MaxPool" => self.global_pool(node),
+            "Add" => self.positions(graph, node),
+            "Resize" if !node.input_name(3).is_empty() => Err(stuck(node, "its target size is part of the file")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives the node a new constant of integers as its n-th input.
+    fn set(&mut self, graph: &mut Graph, node: &mut NodeProto, n: usize, values: &[i64]) {
+        let name = graph.fresh(&format!("{}_resized", node.output[0]));
+        let t = i64_tensor(&name, &[values.len()], values);
+        self.new.types.insert(name.clone(), (t.dtype(), vec![values.len()]));
+        graph.initializers.insert(name.clone(), t);
+        node.input[n] = name;
+        self.done.constants += 1;
+    }
+
+    fn reshape(&mut self, graph: &mut Graph, node: &mut NodeProto) -> Result<()> {
+        let Some((from, from_new)) = self.shapes(node.input_name(0)) else { return Ok(()) };
+        let Some(to) = self.old.shape(&node.output[0]) else { return Ok(()) };
+        let mut target = Vec::with_capacity(to.len());
+        for (a, b) in groups(from, to) {
+            let (kept, product) = (from[a.clone()] == from_new[a.clone()], elements(&from_new[a]));
+            let dims = &to[b];
+            match dims {
+                _ if kept => target.extend(dims.iter().copied()),
+                // One dimension of the target (apart from ones) takes all.
+                _ if dims.iter().filter(|&&d| d != 1).count() <= 1 => {
+                    let at = dims.iter().position(|&d| d != 1).unwrap_or(0);
+                    target.extend(dims.iter().enumerate().map(|(i, &d)| if i == at { product } else { d }));
+                }
+                _ => target.extend(self.grid(dims, product).ok_or_else(|| {
+                    stuck(node, &format!("its shape {to:?} does not say which dimensions follow the size"))
+                })?),
+            }
+        }
+        let target: Vec<i64> = target.into_iter().map(|d| d as i64).collect();
+        self.set(graph, node, 1, &target);
+        Ok(())
+    }
+
+    /// The one way to give some of `dims` a new feature map size (a height before a width, or only one of them) so
+    /// that they multiply to `product`.
+    fn grid(&self, dims: &[usize], product: usize) -> Option<Vec<usize>> {
+        let replaced = |sizes: &BTreeSet<Size>, dims: &[usize], from: usize| -> Vec<(usize, Vec<usize>)> {
+            let places = (from..dims.len()).flat_map(|at| sizes.iter().map(move |&size| (at, size)));
+            places
+                .filter(|&(at, (old, _))| dims[at] == old)
+                .map(|(at, (_, new))| {
+                    (at + 1, dims.iter().enumerate().map(|(i, &d)| if i == at { new } else { d }).collect())
+                })
+                .collect()
+        };
+        let fits = |dims: &Vec<usize>| elements(dims) == product;
+        let tall = replaced(&self.rows, dims, 0);
+        let both = tall.iter().flat_map(|(next, dims)| replaced(&self.columns, dims, *next)).map(|(_, d)| d);
+        let mut found: BTreeSet<Vec<usize>> = both.filter(fits).collect();
+        if found.is_empty() {
+            let wide = replaced(&self.columns, dims, 0);
+            found = tall.into_iter().chain(wide).map(|(_, d)| d).filter(fits).collect();
+        }
+        if found.len() == 1 { found.pop_first() } else { None }
+    }
+
+    fn expand(&mut self, graph: &mut Graph, node: &mut NodeProto) -> Result<()> {
+        let Some((from, from_new)) = self.shapes(node.input_name(0)) else { return Ok(()) };
+        let Some(to) = self.old.shape(&node.output[0]) else { return Ok(()) };
+        let lead = to.len() - from.len();
+        let mut target: Vec<i64> = to.iter().map(|&d| d as i64).collect();
+        for (i, (&a, &b)) in from.iter().zip(from_new).enumerate() {
+            if a != b && to[lead + i] != a {
+                return Err(stuck(node, &format!("its shape {to:?} does not follow its input {from:?}")));
+            }
+            if a != b {
+                target[lead + i] = b as i64;
+            }
+        }
+        self.set(graph, node, 1, &target);
+        Ok(())
+    }
+
+    fn slice(&mut self, graph: &mut Graph, node: &mut NodeProto) -> Result<()> {
+        let Some((from, from_new)) = self.shapes(node.input_name(0)) else { return Ok(()) };
+        let list = |n: usize| graph.const_i64(node.input_name(n));
+        let (Some(starts), Some(mut ends)) = (list(1), list(2)) else { return Ok(()) };
+        let axes = list(3).unwrap_or_else(|| (0..starts.len() as i64).collect());
+        for (k, &axis) in axes.iter().enumerate() {
+            let axis = if axis < 0 { axis + from.len() as i64 } else { axis } as usize;
+            let (Some(&a), Some(&b)) = (from.get(axis), from_new.get(axis)) else { continue };
+            if a == b {
+                continue;
+            }
+            let (start, end) = (starts[k], ends[k]);
+            let near_start = (0..=PREFIX as i64).contains(&start);
+            if near_start && end >= a as i64 {
+                ends[k] = i64::MAX;
+            } else if !(near_start && end <= PREFIX as i64) {
+                return Err(stuck(node, &format!("it takes {start}..{end} of a dimension that follows the size")));
+            }
+        }
+        self.set(graph, node, 2, &ends);
+        Ok(())
+    }
+
+    fn gather(&self, graph: &Graph, node: &NodeProto) -> Result<()> {
+        let Some((from, from_new)) = self.shapes(node.input_name(0)) else { return Ok(()) };
+        let axis = node.int("axis", 0);
+        let axis = if axis < 0 { axis + from.len() as i64 } else { axis } as usize;
+        let fixed = from.get(axis) == from_new.get(axis);
+        let first = |i: &Vec<i64>| i.iter().all(|&i| (0..PREFIX as i64).contains(&i));
+        if fixed || graph.const_i64(node.input_name(1)).as_ref().is_some_and(first) {
+            return Ok(());
+        }
+        Err(stuck(node, "it picks places of a dimension that follows the size"))
+    }
+
+    fn split(&mut self, graph: &mut Graph, node: &mut NodeProto) -> Result<()> {
+        let Some((from, from_new)) = self.shapes(node.input_name(0)) else { return Ok(()) };
+        let axis = node.int("axis", 0);
+        let axis = if axis < 0 { axis + from.len() as i64 } else { axis } as usize;
+        let (Some(&a), Some(&b)) = (from.get(axis), from_new.get(axis)) else { return Ok(()) };
+        if a == b {
+            return Ok(());
+        }
+        let sizes = graph.const_i64(node.input_name(1)).unwrap_or_default();
+        match sizes.split_last() {
+            Some((_, first)) if !first.is_empty() && first.iter().sum::<i64>() <= PREFIX as i64 => {
+                let rest = b as i64 - first.iter().sum::<i64>();
+                let sizes: Vec<i64> = first.iter().copied().chain([rest]).collect();
+                self.set(graph, node, 1, &sizes);
+                Ok(())
+            }
+            _ => Err(stuck(node, "it splits a dimension that follows the size")),
+        }
+    }
+
+    /// A pool over the whole feature map stays one.
+    fn global_pool(&mut self, node: &mut NodeProto) -> Result<()> {
+        let Some(([_, _, h, w], [_, _, h2, w2])) = self.shapes(node.input_name(0)) else { return Ok(()) };
+        let whole = node.ints("kernel_shape") == Some(&[*h as i64, *w as i64][..]);
+        if whole && self.old.shape(&node.output[0]).is_some_and(|o| o[2..] == [1, 1]) {
+            let kernel = [*h2 as i64, *w2 as i64];
+            node.attribute.retain(|a| !matches!(a.name(), "kernel_shape" | "strides"));
+            node.attribute.push(attr::ints("kernel_shape", &kernel));
+            self.done.constants += 1;
+        }
+        Ok(())
+    }
+
+    /// A constant added to tokens (batch × tokens × width) is their position.
+    fn positions(&mut self, graph: &mut Graph, node: &mut NodeProto) -> Result<()> {
+        let constant = |n: usize| graph.initializers.contains_key(node.input_name(n));
+        let Some(n) = [0, 1].into_iter().find(|&n| constant(n)) else { return Ok(()) };
+        let name = node.input_name(n).to_string();
+        let tokens = node.input_name(1 - n).to_string();
+        let Some((x, x_new)) = self.shapes(&tokens) else { return Ok(()) };
+        let shape = self.old.shape(&name).unwrap_or_default();
+        let lead = x.len().saturating_sub(shape.len());
+        let follows = |i: usize| shape[i] != 1 && x.get(lead + i) != x_new.get(lead + i);
+        if !(0..shape.len()).any(follows) {
+            return Ok(());
+        }
+        let [1, count, width] = *x else {
+            return Err(stuck(node, &format!("its constant `{name}` {shape:?} (a mask or bias) follows the size")));
+        };
+        let (old_grid, new_grid, prefix) = self.token_grid(count, x_new[1]).ok_or_else(|| {
+            stuck(node, &format!("{count} positions are no patch grid with at most {PREFIX} tokens before it"))
+        })?;
+        if shape.last() != Some(&width) || elements(shape) != count * width {
+            return Err(stuck(node, &format!("its constant `{name}` has shape {shape:?}, tokens {x:?}")));
+        }
+        if !self.done.positions.is_empty() {
+            return Err(stuck(node, "positions are added in more than one place"));
+        }
+        let mut new_shape = shape.to_vec();
+        let at = new_shape.len() - 2;
+        new_shape[at] = x_new[1];
+        let values = graph.const_f32(&name).ok_or_else(|| stuck(node, "its positions are no floats"))?;
+        let values = resample(&values, prefix, width, old_grid, new_grid);
+        let new = graph.fresh(&format!("{name}_resized"));
+        let t = f32_tensor(&new, &new_shape, &values);
+        self.new.types.insert(new.clone(), (t.dtype(), new_shape));
+        graph.initializers.insert(new.clone(), t);
+        node.input[n] = new;
+        self.done.positions = format!(
+            "positions interpolated from {}x{} to {}x{} patches ({prefix} tokens before them kept)",
+            old_grid.0, old_grid.1, new_grid.0, new_grid.1
+        );
+        Ok(())
+    }
+
+    /// Exported grid, new grid and tokens before the grid, that make these numbers of tokens.
+    fn token_grid(&self, old: usize, new: usize) -> Option<(Size, Size, usize)> {
+        for &(h, h2) in &self.rows {
+            for &(w, w2) in &self.columns {
+                let prefix = old.checked_sub(h * w);
+                if prefix.is_some_and(|p| p <= PREFIX) && prefix == new.checked_sub(h2 * w2) {
+                    return Some(((h, w), (h2, w2), prefix?));
+                }
+            }
+        }
+        None
+    }
+}
+
+/// Class and distillation token: at most this many tokens stand before the patches.
+const PREFIX: usize = 2;
+
+/// Splits two shapes with the same number of elements into the shortest runs with the same number of elements.
+fn groups(a: &[usize], b: &[usize]) -> Vec<(std::ops::Range<usize>, std::ops::Range<usize>)> {
+    let mut found = vec![];
+    let (mut i, mut j) = (0, 0);
+    while i < a.len() || j < b.len() {
+        let (i0, j0) = (i, j);
+        let (mut left, mut right) = (1usize, 1usize);
+        if i < a.len() {
+            left = a[i];
+            i += 1;
+        }
+        if j < b.len() {
+            right = b[j];
+            j += 1;
+        }
+        while left != right {
+            if left < right && i < a.len() {
+                left *= a[i];
+                i += 1;
+            } else if j < b.len() {
+                right *= b[j];
+                j += 1;
+            } else {
+                break;
+            }
+        }
+        found.push((i0..i, j0..j));
+    }
+    found
+}

@@ -1,0 +1,97 @@
+#!/usr/bin/env python3
+"""Makes tests/reference/resize/: what timm answers at other resolutions. Needs torch 2.9.1, timm 1.0.31, onnx, onnxscript.
+
+positions.json  position grids before and after timm's resample_abs_pos_embed
+<model>.onnx    a tiny ViT (with one or two tokens before the patches) exported at 32x32 pixels
+models.json     its logits at other sizes, after timm's own set_input_size
+"""
+import copy
+import json
+import pathlib
+
+import numpy as np
+import onnx
+import timm
+import torch
+from timm.layers import resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer
+
+try:
+    from timm.models.deit import VisionTransformerDistilled
+except ImportError:
+    from timm.models.vision_transformer import VisionTransformerDistilled
+
+HERE = pathlib.Path(__file__).parent / "resize"
+
+
+def values(seed, shape):
+    """The zoo's generator (tests/zoo/FORMAT.md), mean 0, standard deviation 1."""
+    u64 = np.uint64
+    with np.errstate(over="ignore"):
+        x = np.arange(int(np.prod(shape)), dtype=u64) + u64(seed) + u64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> u64(30))) * u64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> u64(27))) * u64(0x94D049BB133111EB)
+        x = x ^ (x >> u64(31))
+    u = (x >> u64(40)).astype(np.float64) / 16777216.0
+    return torch.from_numpy((1.7320508075688772 * (2.0 * u - 1.0)).astype(np.float32).reshape(shape))
+
+
+def numbers(t):
+    return [float(f"{v:.9g}") for v in t.flatten().tolist()]
+
+
+def positions():
+    cases = []
+    for prefix, old, new in [(1, (7, 7), (5, 5)), (1, (4, 4), (6, 6)), (2, (5, 5), (3, 8)), (0, (6, 6), (2, 2)), (1, (4, 6), (6, 5))]:
+        seed, width = 11 + len(cases), 3
+        before = values(seed, (1, prefix + old[0] * old[1], width))
+        after = resample_abs_pos_embed(before, new, old_size=old, num_prefix_tokens=prefix)
+        cases.append({"prefix": prefix, "old": old, "new": new, "width": width, "seed": seed, "after": numbers(after)})
+    return cases
+
+
+def models():
+    common = dict(img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=5)
+    made = {
+        "vit": VisionTransformer(**common),
+        "distilled": VisionTransformerDistilled(**common),
+        "mean": VisionTransformer(**common, global_pool="avg", class_token=False),
+        "late": VisionTransformer(**common, no_embed_class=True),
+    }
+    answers = []
+    for name, model in made.items():
+        model.eval()
+        with torch.no_grad():
+            for i, p in enumerate(model.parameters()):
+                p.copy_(values(1000 + i, tuple(p.shape)) * 0.3)
+        for exporter, dynamo in (("ts", False), ("dynamo", True)):
+            file = HERE / f"{name}.{exporter}.onnx"
+            picture = torch.zeros(1, 3, 32, 32)
+            opset = 18 if dynamo else 17
+            torch.onnx.export(model, (picture,), str(file), dynamo=dynamo, opset_version=opset,
+                              input_names=["input"], output_names=["logits"])
+            # One file, without the exporter's source locations.
+            m = onnx.load(str(file))
+            for n in m.graph.node:
+                del n.metadata_props[:]
+                n.doc_string = ""
+            onnx.save(m, str(file), save_as_external_data=False)
+            file.with_suffix(".onnx.data").unlink(missing_ok=True)
+        for size in [(32, 32), (48, 48), (40, 64), (16, 24)]:
+            resized = copy.deepcopy(model)
+            resized.set_input_size(img_size=size)
+            with torch.no_grad():
+                logits = resized(values(7, (1, 3, *size)))
+            answers.append({"model": name, "size": size, "logits": numbers(logits)})
+    return answers
+
+
+def main():
+    HERE.mkdir(exist_ok=True)
+    (HERE / "positions.json").write_text(json.dumps(positions()) + "\n")
+    (HERE / "models.json").write_text(json.dumps(models()) + "\n")
+    print("made with torch", torch.__version__, "timm", timm.__version__)
+
+
+if __name__ == "__main__":
+    main()

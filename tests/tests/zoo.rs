@@ -1,0 +1,115 @@
+//! Every graph of the zoo through the converter and our runtime, against what ONNX Runtime answered.
+//!
+//! `tests/zoo/TABLE.md` is the record; `VEDGE_BLESS=1` writes it anew.
+
+use anyhow::Result;
+use std::fmt::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use vedge_converter::check::check;
+use vedge_converter::passes::{Prepare, prepare};
+use vedge_runtime::{Error, Options, Session};
+use vedge_tests::zoo::{self, ExpectedOutput};
+
+/// Largest difference, as a part of the largest value.
+const TOLERANCE: f64 = 1e-3;
+
+/// Families that must work: ViT, DeiT (also with a distillation token), MobileViT, Swin.
+const MUST: [&str; 9] =
+    ["vit_", "deit_", "dinov2_", "hf_vit_", "hf_deit_", "mobilevit_", "hf_mobilevit_", "swin_", "hf_swin_"];
+
+/// How far a graph came.
+#[derive(Default)]
+struct Row {
+    loads: bool,
+    freezes: bool,
+    runs: bool,
+    matches: bool,
+    reason: String,
+}
+
+/// Takes a graph as far as it goes; errors end in the row's reason.
+fn take(name: &str, row: &mut Row) -> Result<()> {
+    let expected = zoo::expected(name)?;
+    let mut graph = zoo::load(name)?;
+    row.loads = true;
+    let [.., height, width] = expected.input.shape[..] else { anyhow::bail!("the input is no picture") };
+    prepare(&mut graph, &Prepare { size: Some((height, width)) }).map_err(in_words)?;
+    check(&graph)?;
+    row.freezes = true;
+    let mut session = Session::from_graph(graph, &Options::default()).map_err(in_words)?;
+    let outputs = session.run(&[zoo::input(&expected.input.shape)]).map_err(in_words)?;
+    row.runs = true;
+    anyhow::ensure!(outputs.len() == expected.outputs.len(), "{} outputs", outputs.len());
+    for ((got, want), name) in outputs.iter().zip(&expected.outputs).zip(session.outputs()) {
+        anyhow::ensure!(*name == want.name, "output `{name}` where `{}` is expected", want.name);
+        anyhow::ensure!(got.shape() == want.shape, "output `{name}`: {:?}, expected {:?}", got.shape(), want.shape);
+        let off = difference(got.iter().map(|&v| f64::from(v)), want);
+        anyhow::ensure!(off < TOLERANCE, "output `{name}` is off by {off:.0e} of its largest value");
+    }
+    row.matches = true;
+    Ok(())
+}
+
+fn in_words(e: Error) -> anyhow::Error {
+    let hint = e.hint().map(|h| format!("; hint: {h}")).unwrap_or_default();
+    anyhow::anyhow!("{e}{hint}")
+}
+
+/// The largest difference of the first values, the mean, the spread and the largest value.
+fn difference(values: impl Iterator<Item = f64>, want: &ExpectedOutput) -> f64 {
+    let values: Vec<f64> = values.collect();
+    let count = values.len() as f64;
+    let sum: f64 = values.iter().sum();
+    let largest = values.iter().fold(0f64, |m, v| m.max(v.abs()));
+    let spread = (values.iter().map(|v| (v - sum / count).powi(2)).sum::<f64>() / count).sqrt();
+    let first = values.iter().zip(&want.first).map(|(a, b)| (a - b).abs());
+    let all =
+        first.chain([(largest - want.absmax).abs(), (spread - want.std).abs(), (sum - want.sum).abs() / count.sqrt()]);
+    // A NaN must not pass for a small difference.
+    all.fold(0f64, |m, d| if d.is_nan() { f64::INFINITY } else { m.max(d) }) / want.absmax
+}
+
+#[test]
+fn the_table_is_true() -> Result<()> {
+    let mut table = String::from(
+        "# What happens to the graphs of the zoo\n\nWritten by `VEDGE_BLESS=1 cargo test --release -p vedge-tests --test \
+         zoo`; the test fails when it is out of date.\nmatches: within 1e-3 of the largest value of ONNX Runtime's \
+         output.\n\n| graph | loads | freezes | runs | matches | reason |\n|---|---|---|---|---|---|\n",
+    );
+    let names = zoo::names()?;
+    assert_eq!(names.len(), 59);
+    let mut broken = vec![];
+    for name in names {
+        let mut row = Row::default();
+        match catch_unwind(AssertUnwindSafe(|| take(&name, &mut row))) {
+            Ok(result) => row.reason = result.err().map(|e| e.to_string()).unwrap_or_default(),
+            Err(_) => {
+                row.reason = "panics".into();
+                broken.push(name.clone());
+            }
+        }
+        if !row.matches && MUST.iter().any(|m| name.starts_with(m)) {
+            broken.push(format!("{name}: {}", row.reason));
+        }
+        let yes = |b: bool| if b { "yes" } else { "no" };
+        let [loads, freezes, runs, matches] = [row.loads, row.freezes, row.runs, row.matches].map(yes);
+        writeln!(table, "| {name} | {loads} | {freezes} | {runs} | {matches} | {} |", row.reason)?;
+    }
+    assert!(broken.is_empty(), "these must work: {broken:#?}");
+    let path = zoo::dir().join("TABLE.md");
+    if std::env::var_os("VEDGE_BLESS").is_some() {
+        std::fs::write(&path, &table)?;
+    }
+    let stored = std::fs::read_to_string(&path).unwrap_or_default();
+    for (was, is) in stored.lines().zip(table.lines()) {
+        assert_eq!(was, is, "tests/zoo/TABLE.md is out of date: run with VEDGE_BLESS=1 and look at what changed");
+    }
+    assert_eq!(stored, table, "tests/zoo/TABLE.md is out of date");
+    Ok(())
+}
+
+#[test]
+fn the_generator_is_the_documented_one() {
+    let first = zoo::generate(7, 0.0, 1.0, 4);
+    assert_eq!(first, [-0.381_641_12, 0.410_511_911, 0.631_722_867, -1.616_658_09]);
+}
