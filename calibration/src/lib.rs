@@ -9,4 +9,4 @@ pub mod statistics;
 
 pub use dataset::{Dataset, Item};
 pub use observer::{Calibrator, Histogram};
-pub use statistics::{Statistics, Tap, collect};
+pub use statistics::{Statistics, collect};

@@ -1,74 +1,28 @@
 //! Runs the float model on pictures and observes inner values.
 
 use crate::observer::Histogram;
-use ndarray::{ArrayD, Axis};
+use ndarray::ArrayD;
 use std::collections::BTreeMap;
 use vedge_runtime::onnx::Graph;
 use vedge_runtime::{Error, Options, Result, Session};
 
-/// A value to observe.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tap {
-    /// Name of the value in the graph.
-    pub value: String,
-    /// The axis along which the consuming layer sums products: its channels get a mean each.
-    pub channel_axis: usize,
-}
-
-/// What was observed of one value.
-#[derive(Clone, Debug, Default)]
-pub struct Observed {
-    /// Distribution of all elements.
-    pub histogram: Histogram,
-    /// Sum over all elements of each channel.
-    sums: Vec<f64>,
-    rows: u64,
-}
-
-impl Observed {
-    fn add(&mut self, x: &ArrayD<f32>, axis: usize) {
-        match x.as_slice() {
-            Some(s) => self.histogram.add(s.iter().copied()),
-            None => self.histogram.add(x.iter().copied()),
-        }
-        self.sums.resize(x.shape()[axis], 0.0);
-        if axis + 1 == x.ndim() {
-            // Along memory: a column at a time would touch a new cache line for each element.
-            for row in x.rows() {
-                self.sums.iter_mut().zip(row).for_each(|(sum, v)| *sum += f64::from(*v));
-            }
-        } else {
-            for (sum, channel) in self.sums.iter_mut().zip(x.axis_iter(Axis(axis))) {
-                *sum += channel.iter().map(|v| f64::from(*v)).sum::<f64>();
-            }
-        }
-        self.rows += (x.len() / x.shape()[axis].max(1)) as u64;
-    }
-
-    /// Mean of each channel.
-    pub fn channel_means(&self) -> Vec<f64> {
-        self.sums.iter().map(|s| s / self.rows.max(1) as f64).collect()
-    }
-}
-
 /// Everything kept from a calibration run.
 #[derive(Clone, Debug, Default)]
 pub struct Statistics {
-    /// Observations by value name.
-    pub observed: BTreeMap<String, Observed>,
+    /// What was seen of each value, by name.
+    pub observed: BTreeMap<String, Histogram>,
     /// How many pictures were run.
     pub pictures: usize,
 }
 
-/// Runs `graph` (float, input shapes fixed) on `inputs` and observes the taps; `done` hears of each picture's
+/// Runs `graph` (float, input shapes fixed) on `inputs` and observes the values named `taps`; `done` hears of each picture's
 /// outputs. Memory does not depend on the number of inputs.
 ///
 /// # Errors
-/// Those of [`Session`] and of `inputs`; [`Error::Shape`] for a tap that the graph does not have or that lacks its
-/// channel axis; [`Error::BadModel`] when a value is infinite or NaN (naming the first in graph order).
+/// Those of [`Session`] and of `inputs`; [`Error::Shape`] for a tap that the graph does not have; [`Error::BadModel`] when a value is infinite or NaN (naming the first in graph order).
 pub fn collect(
     graph: &Graph,
-    taps: &[Tap],
+    taps: &[String],
     inputs: impl Iterator<Item = Result<ArrayD<f32>>>,
     options: &Options,
     mut done: impl FnMut(usize, &[ArrayD<f32>]),
@@ -76,12 +30,11 @@ pub fn collect(
     let mut tapped = graph.clone();
     let own = graph.outputs.len();
     let input = graph.inputs.first().map(|i| i.name().to_string()).unwrap_or_default();
-    let (on_input, inside): (Vec<&Tap>, Vec<&Tap>) = taps.iter().partition(|t| t.value == input);
+    let (on_input, inside): (Vec<&String>, Vec<&String>) = taps.iter().partition(|t| **t == input);
     for t in &inside {
-        let (dtype, shape) = graph
-            .fact(&t.value)
-            .ok_or_else(|| Error::Shape(format!("value `{}` has no fixed shape in the graph", t.value)))?;
-        tapped.outputs.push(vedge_runtime::onnx::value_info(&t.value, dtype, &shape));
+        let (dtype, shape) =
+            graph.fact(t).ok_or_else(|| Error::Shape(format!("value `{t}` has no fixed shape in the graph")))?;
+        tapped.outputs.push(vedge_runtime::onnx::value_info(t, dtype, &shape));
     }
     let mut session = Session::from_graph(tapped, options)?;
     let mut all = Statistics::default();
@@ -90,21 +43,15 @@ pub fn collect(
         let outputs = session.run(&x)?;
         let seen = on_input.iter().map(|t| (*t, &x[0])).chain(inside.iter().copied().zip(&outputs[own..]));
         for (tap, value) in seen {
-            if tap.channel_axis >= value.ndim() {
-                return Err(Error::Shape(format!(
-                    "value `{}` has shape {:?}: no axis {}",
-                    tap.value,
-                    value.shape(),
-                    tap.channel_axis
-                )));
+            let histogram = all.observed.entry(tap.clone()).or_default();
+            match value.as_slice() {
+                Some(s) => histogram.add(s.iter().copied()),
+                None => histogram.add(value.iter().copied()),
             }
-            let o = all.observed.entry(tap.value.clone()).or_default();
-            o.add(value, tap.channel_axis);
-            if o.histogram.not_finite() > 0 {
+            if histogram.not_finite() > 0 {
                 return Err(Error::BadModel(format!(
-                    "value `{}` is infinite or NaN on calibration picture {} (counted from 1): the float model \
+                    "value `{tap}` is infinite or NaN on calibration picture {} (counted from 1): the float model \
                      overflows there, or the preprocessing does not fit it",
-                    tap.value,
                     all.pictures + 1
                 )));
             }
@@ -118,6 +65,7 @@ pub fn collect(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use prost::Message;
     use vedge_runtime::onnx::{DType, NodeProto, f32_tensor, value_info};
 
     /// y = relu(x · w), x: [2, 3].
@@ -145,10 +93,8 @@ mod tests {
         g.value_info.insert("h".into(), value_info("h", DType::Float, &[2, 2]));
         g
     }
-    use prost::Message;
-
-    fn tap(value: &str) -> Tap {
-        Tap { value: value.into(), channel_axis: 1 }
+    fn tap(value: &str) -> String {
+        value.into()
     }
 
     fn inputs(rows: &[[f32; 6]]) -> impl Iterator<Item = Result<ArrayD<f32>>> {
@@ -164,10 +110,8 @@ mod tests {
         })
         .unwrap();
         assert_eq!(s.pictures, 2);
-        assert_eq!(s.observed["x"].histogram.extremes(), (-1.0, 2.0));
-        assert_eq!(s.observed["h"].histogram.extremes(), (-6.0, 12.0));
-        assert_eq!(s.observed["x"].channel_means(), [0.25, 0.25, 0.25]);
-        assert_eq!(s.observed["h"].channel_means(), [(1. + 3. - 5. + 10.) / 4., (2. + 4. - 6. + 12.) / 4.]);
+        assert_eq!(s.observed["x"].extremes(), (-1.0, 2.0));
+        assert_eq!(s.observed["h"].extremes(), (-6.0, 12.0));
         assert_eq!(outputs, [(0, vec![1., 2., 3., 4.]), (1, vec![0., 0., 10., 12.])]);
     }
 

@@ -6,8 +6,9 @@ use crate::quantize::{self, Candidate, Layer, Preset, Probes, Skipped};
 use crate::{check, preset, progress};
 use ndarray::ArrayD;
 use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use vedge_calibration::{Dataset, Item, Tap, collect, dataset};
+use vedge_calibration::{Dataset, Item, collect, dataset};
 use vedge_runtime::model::card::{Activations, CalibrationData, OutputKind, Preprocess, Provenance, SelfTest, VERSION};
 use vedge_runtime::onnx::Graph;
 use vedge_runtime::preprocess::{decode_file, to_tensor};
@@ -251,9 +252,8 @@ fn output_of(graph: &Graph, warnings: &mut Vec<String>) -> Result<(usize, Output
     let softmax = graph.nodes.iter().any(|n| n.op_type() == "Softmax" && n.output.contains(&name));
     let kind = match width {
         None => {
-            let shape = graph.shape(&name);
-            warnings
-                .push(format!("output `{name}` of shape {shape:?} holds no class scores: features, not a classifier"));
+            let shape = graph.shape(&name).unwrap_or_default();
+            warnings.push(format!("output `{name}` of shape {shape:?} holds features, not class scores"));
             "features"
         }
         Some(_) if softmax => "probabilities",
@@ -318,12 +318,8 @@ fn quantize(
         Preset::Cpu => quantize::weights_only(graph)?,
         Preset::Portable => {
             let items = items.unwrap_or_default();
-            let mut taps: Vec<Tap> = vec![];
-            for l in quantize::layers::find(graph).0 {
-                if taps.iter().all(|t| t.value != l.activation) {
-                    taps.push(l.tap());
-                }
-            }
+            let taps: BTreeSet<String> = quantize::layers::find(graph).0.into_iter().map(|l| l.activation).collect();
+            let taps: Vec<String> = taps.into_iter().collect();
             let bar = progress::bar("calibrating", items.len());
             let mut probes = vec![];
             let mut reference = vec![];

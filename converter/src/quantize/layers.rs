@@ -1,6 +1,5 @@
 //! Which nodes hold weights that can become integers.
 
-use vedge_calibration::Tap;
 use vedge_runtime::onnx::{DType, Graph, NodeProto};
 
 /// A Conv, Gemm or MatMul with a constant float weight.
@@ -12,8 +11,6 @@ pub struct Layer {
     pub node: usize,
     /// Value name of the input activations.
     pub activation: String,
-    /// Axis of the activations along which products are summed.
-    pub channel_axis: usize,
     /// Name of the weight initializer.
     pub weight: String,
     /// Axis of the weight that counts output channels.
@@ -22,13 +19,6 @@ pub struct Layer {
     pub shape: Vec<usize>,
     /// `linear`, `conv` or `depthwise conv`.
     pub class: &'static str,
-}
-
-impl Layer {
-    /// What to observe for this layer.
-    pub fn tap(&self) -> Tap {
-        Tap { value: self.activation.clone(), channel_axis: self.channel_axis }
-    }
 }
 
 /// A weighted node that stays in float, and why.
@@ -77,27 +67,26 @@ fn layer(g: &Graph, node: usize, n: &NodeProto) -> Result<Option<Layer>, String>
         return Err(format!("weight of type {:?}, only float32 is quantized", weight.dtype()));
     }
     let shape = vedge_runtime::onnx::shape_of(weight);
-    let Some(x) = g.shape(n.input_name(0)) else {
+    if g.shape(n.input_name(0)).is_none() {
         return Err(format!("shape of the input `{}` is not known", n.input_name(0)));
-    };
-    let (out_axis, channel_axis, class) = match op {
-        "Conv" if shape.len() >= 3 => {
+    }
+    let (out_axis, class) = match op {
+        "Conv" if shape.len() == 4 => {
             let group = n.int("group", 1);
             let depthwise = group > 1 && shape[1] == 1;
-            (0, 1, if depthwise { "depthwise conv" } else { "conv" })
+            (0, if depthwise { "depthwise conv" } else { "conv" })
         }
         "Gemm" if shape.len() == 2 && n.int("transA", 0) == 0 => {
-            (1 - n.int("transB", 0).clamp(0, 1) as usize, 1, "linear")
+            (1 - n.int("transB", 0).clamp(0, 1) as usize, "linear")
         }
         "Gemm" => return Err("Gemm with transA".into()),
-        "MatMul" if shape.len() == 2 => (1, x.len().saturating_sub(1), "linear"),
+        "MatMul" if shape.len() == 2 => (1, "linear"),
         _ => return Err(format!("{op} with a weight of shape {shape:?}")),
     };
     Ok(Some(Layer {
         name: node_name(n),
         node,
         activation: n.input_name(0).into(),
-        channel_axis,
         weight: n.input_name(1).into(),
         out_axis,
         shape,

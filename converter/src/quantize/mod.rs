@@ -70,7 +70,7 @@ pub fn portable(graph: &Graph, statistics: &Statistics, probes: &Probes<'_>, opt
     let mut candidates: Vec<Candidate> = vec![];
     for calibrator in Calibrator::ALL {
         let ranges: BTreeMap<String, (f32, f32)> =
-            statistics.observed.iter().map(|(value, o)| (value.clone(), o.histogram.range(calibrator))).collect();
+            statistics.observed.iter().map(|(value, o)| (value.clone(), o.range(calibrator))).collect();
         let mut candidate = graph.clone();
         write::write_int8(&mut candidate, &layers.iter().collect::<Vec<_>>(), &ranges)?;
         let sqnr = sqnr_of(&candidate, probes, options)?;

@@ -59,28 +59,6 @@ pub fn quantize_weight(weight: &[f32], shape: &[usize], out_axis: usize) -> Weig
     Weight { values, scales }
 }
 
-/// Mean output error of each channel that rounding the weight causes, where `means` are the input channels' means:
-/// `Σ mean(x) · (dequantized − weight)`. `depthwise` weights take their own channel's mean.
-pub fn output_shift(
-    weight: &[f32],
-    quantized: &Weight,
-    shape: &[usize],
-    out_axis: usize,
-    in_axis: usize,
-    group: usize,
-    means: &[f64],
-) -> Vec<f64> {
-    let mut shift = vec![0f64; shape[out_axis]];
-    let in_per_group = shape[in_axis];
-    let out_per_group = shape[out_axis] / group.max(1);
-    let of_input = channels(shape, in_axis);
-    for (((w, q), c), i) in weight.iter().zip(&quantized.values).zip(channels(shape, out_axis)).zip(of_input) {
-        let mean = means[c / out_per_group.max(1) * in_per_group + i];
-        shift[c] += mean * (f64::from(*q) * f64::from(quantized.scales[c]) - f64::from(*w));
-    }
-    shift
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -120,24 +98,5 @@ mod tests {
             assert!((w - f32::from(*v) * s).abs() <= s * 0.5001, "{i}");
         }
         assert!((0..5).all(|c| q.values[c * 12..(c + 1) * 12].iter().any(|v| v.abs() == 127)));
-    }
-
-    #[test]
-    fn the_shift_is_what_mean_inputs_see() {
-        // Grouped convolution: 4 inputs in 2 groups, 2 outputs, kernel 1x2: weight [2, 2, 1, 2].
-        let w = [0.3f32, 0.111, -0.2, 1.0, 0.77, 0.5, 0.1, -0.9];
-        let q = quantize_weight(&w, &[2, 2, 1, 2], 0);
-        let means = [1.0, 2.0, -3.0, 0.5];
-        let got = output_shift(&w, &q, &[2, 2, 1, 2], 0, 1, 2, &means);
-        for o in 0..2 {
-            let mut want = 0.0;
-            for i in 0..2 {
-                for k in 0..2 {
-                    let at = o * 4 + i * 2 + k;
-                    want += means[o * 2 + i] * (f64::from(q.values[at]) * f64::from(q.scales[o]) - f64::from(w[at]));
-                }
-            }
-            assert!((got[o] - want).abs() < 1e-12);
-        }
     }
 }
