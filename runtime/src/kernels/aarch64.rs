@@ -1,7 +1,7 @@
 //! NEON, with SDOT where the CPU has it.
 
 use super::generic::{row_fns, tile_f32_of};
-use super::rows::{self, Activation, Finish, Norm, RowFns, RowQuant};
+use super::rows::{self, Activation, Finish, Norm, RowFns, RowQuant, Target};
 use super::{Body, GROUP, I8Panel, Kernels, Layout, MR_F32, MR_I8, NR, TileF32, TileI8};
 use std::arch::aarch64::*;
 use std::arch::asm;

@@ -2,8 +2,8 @@
 //! then is a linear layer over gathered rows, a depthwise one runs directly.
 
 use super::linear::{InputQuant, integer_panel, row_quant, widen};
-use super::rows::{Activation, RowQuant};
-use super::{I8Weights, Kernels, MR_I8, NR};
+use super::rows::{Activation, Finish, RowQuant, Target};
+use super::{I8Weights, Kernels, MR_I8, NR, TileI8};
 use crate::exec::Exec;
 use std::cell::RefCell;
 
@@ -153,14 +153,25 @@ impl Conv {
         s.quants.resize(padded, RowQuant::default());
         let (wide, quants) = (&s.wide[..], &s.quants[..]);
         exec.chunks(out, NR * pixels, &|p, planes| {
-            let mut store = |m: usize, tile: &mut [[f32; NR]]| {
+            let mut y = [[0.; NR]; MR_I8];
+            let mut place = |m: usize, sums: &TileI8, quants: &[RowQuant; MR_I8], finish: &Finish| {
+                let target = Target {
+                    out: y.as_flattened_mut().as_mut_ptr(),
+                    residual: std::ptr::null(),
+                    stride: NR,
+                    rows: MR_I8.min(pixels - m),
+                    columns: NR,
+                };
+                // SAFETY: `kernels` came from `available`; the target is a whole tile.
+                unsafe { (exec.kernels.rows.finish_i8)(sums, quants, finish, &target) };
                 for (ch, plane) in planes.chunks_exact_mut(pixels).enumerate() {
-                    for (i, row) in tile.iter().enumerate() {
+                    for (i, row) in y.iter().enumerate().take(target.rows) {
                         plane[m + i] = row[ch];
                     }
                 }
             };
-            integer_panel(exec.kernels, weights, p, rows, wide, quants, &mut store, &self.bias[p], self.activation);
+            let finish = (&self.bias[p], self.activation);
+            integer_panel(exec.kernels, weights, p, rows, wide, quants, finish, &mut place);
         });
     }
 

@@ -1,6 +1,6 @@
 //! Scalar kernels: the reference that every other kernel is tested against, and the fallback.
 
-use super::rows::{self, Activation, Finish, Norm, RowFns, RowQuant};
+use super::rows::{self, Activation, Finish, Norm, RowFns, RowQuant, Target};
 use super::{Body, GROUP, I8Panel, Kernels, Layout, MR_F32, MR_I8, NR, TileF32, TileI8};
 
 /// Reads u8 activations.
@@ -57,7 +57,7 @@ pub unsafe fn tile_f32_of<const FMA: bool>(rows: &[*const f32; MR_F32], k: usize
 macro_rules! row_fns {
     ($fma:literal $(, $feature:literal)?) => {
         pub(super) const ROWS: RowFns = RowFns {
-            range, quantize, layer_norm, finish_i8, activate, add, softmax,
+            range, quantize, layer_norm, finish_i8, finish_f32, activate, add, softmax,
         };
         $(#[target_feature(enable = $feature)])?
         fn range(x: &[f32]) -> (f32, f32) {
@@ -72,8 +72,14 @@ macro_rules! row_fns {
             rows::layer_norm::<$fma>(x, norm, out);
         }
         $(#[target_feature(enable = $feature)])?
-        fn finish_i8(sums: &TileI8, quants: &[RowQuant; 4], finish: &Finish, out: &mut [[f32; NR]; 4]) {
-            rows::finish_i8::<$fma>(sums, quants, finish, out);
+        unsafe fn finish_i8(sums: &TileI8, quants: &[RowQuant; MR_I8], finish: &Finish, target: &Target) {
+            // SAFETY: the caller's contract.
+            unsafe { rows::finish_i8::<$fma>(sums, quants, finish, target) };
+        }
+        $(#[target_feature(enable = $feature)])?
+        unsafe fn finish_f32(sums: &mut TileF32, bias: &[f32; NR], activation: Activation, target: &Target) {
+            // SAFETY: the caller's contract.
+            unsafe { rows::finish_f32::<$fma>(sums, bias, activation, target) };
         }
         $(#[target_feature(enable = $feature)])?
         fn activate(activation: Activation, x: &mut [f32]) {

@@ -1,7 +1,7 @@
 //! A linear layer over rows: normalize, quantize, multiply, finish, in one pass over blocks of rows.
 
-use super::rows::{Activation, Finish, Norm, RowQuant};
-use super::{F32Weights, I8Weights, Kernels, MR_F32, MR_I8, NR};
+use super::rows::{Activation, Finish, Norm, RowQuant, Target};
+use super::{F32Weights, I8Weights, Kernels, MR_F32, MR_I8, NR, TileI8};
 use crate::exec::Exec;
 use std::cell::RefCell;
 
@@ -108,70 +108,64 @@ impl Linear {
                 &s.normed[..]
             }
         };
+        let target = Output { out: out.as_mut_ptr(), rows: x.len() / k, residual, n };
         match &self.weights {
             Weights::I8(weights, quant) => {
                 quantize_rows(kernels, x, k, *quant, weights, &mut s.bytes, &mut s.wide, &mut s.quants);
-                integer_block(
-                    kernels,
-                    weights,
-                    &s.bytes,
-                    &s.wide,
-                    &s.quants,
-                    |p, m, y| {
-                        store(kernels, y, m, p, n, residual, out);
-                    },
-                    &self.bias,
-                    self.activation,
-                );
+                for p in 0..weights.panels.len() {
+                    let finish = (&self.bias[p], self.activation);
+                    let mut place = |m: usize, tile: &TileI8, quants: &[RowQuant; MR_I8], finish: &Finish| {
+                        let target = target.tile(m, MR_I8, p);
+                        // SAFETY: `kernels` came from `available`; the target lies inside `out` and `residual`.
+                        unsafe { (kernels.rows.finish_i8)(tile, quants, finish, &target) };
+                    };
+                    integer_panel(kernels, weights, p, &s.bytes, &s.wide, &s.quants, finish, &mut place);
+                }
             }
-            Weights::F32(weights) => self.float_block(kernels, weights, x, residual, out),
+            Weights::F32(weights) => self.float_block(kernels, weights, x, &target),
         }
     }
 
-    fn float_block(&self, kernels: &Kernels, w: &F32Weights, x: &[f32], residual: Option<&[f32]>, out: &mut [f32]) {
-        let (k, n) = (w.k, w.n);
+    fn float_block(&self, kernels: &Kernels, w: &F32Weights, x: &[f32], target: &Output) {
+        let k = w.k;
         let rows = x.len() / k;
-        for p in 0..n.div_ceil(NR) {
+        for (p, bias) in self.bias.iter().enumerate() {
             let panel = w.panel(p);
             for m in (0..rows).step_by(MR_F32) {
                 // Past the end, the last row again.
                 let pointers = std::array::from_fn(|i| x[(m + i).min(rows - 1) * k..].as_ptr());
                 let mut y = [[0.; NR]; MR_F32];
-                // SAFETY: `kernels` came from `available`; each row holds k floats, the panel k·NR.
-                unsafe { (kernels.tile_f32)(&pointers, k, panel.as_ptr(), &mut y) };
-                for row in &mut y {
-                    // SAFETY: as above.
-                    unsafe { (kernels.rows.add)(row, &self.bias[p]) };
+                let target = target.tile(m, MR_F32, p);
+                // SAFETY: `kernels` came from `available`; each row holds k floats, the panel k·NR; the target lies
+                // inside `out` and `residual`.
+                unsafe {
+                    (kernels.tile_f32)(&pointers, k, panel.as_ptr(), &mut y);
+                    (kernels.rows.finish_f32)(&mut y, bias, self.activation, &target);
                 }
-                if self.activation != Activation::None {
-                    // SAFETY: as above.
-                    unsafe { (kernels.rows.activate)(self.activation, y.as_flattened_mut()) };
-                }
-                let valid = MR_F32.min(rows - m);
-                store(kernels, &mut y[..valid], m, p, n, residual, out);
             }
         }
     }
 }
 
-/// Writes a tile's rows from row `m`, panel `p` into `out` `[rows][n]`, adding the residual.
-fn store(
-    kernels: &Kernels,
-    tile: &mut [[f32; NR]],
-    m: usize,
-    p: usize,
+/// Rows `[rows][n]` to fill, and what to add to them.
+struct Output<'a> {
+    out: *mut f32,
+    rows: usize,
+    residual: Option<&'a [f32]>,
     n: usize,
-    residual: Option<&[f32]>,
-    out: &mut [f32],
-) {
-    let columns = NR.min(n - p * NR);
-    for (i, row) in tile.iter_mut().enumerate() {
-        let at = (m + i) * n + p * NR;
-        if let Some(r) = residual {
-            // SAFETY: `kernels` came from `available`.
-            unsafe { (kernels.rows.add)(&mut row[..columns], &r[at..at + columns]) };
+}
+
+impl Output<'_> {
+    /// The part of a tile of `height` rows from row `m`, panel `p`.
+    fn tile(&self, m: usize, height: usize, p: usize) -> Target {
+        let at = m * self.n + p * NR;
+        Target {
+            out: self.out.wrapping_add(at),
+            residual: self.residual.map_or(std::ptr::null(), |r| r[at..].as_ptr()),
+            stride: self.n,
+            rows: height.min(self.rows - m),
+            columns: NR.min(self.n - p * NR),
         }
-        out[at..at + columns].copy_from_slice(&row[..columns]);
     }
 }
 
@@ -228,24 +222,7 @@ pub fn widen(weights: &I8Weights, bytes: &[u8], wide: &mut Vec<i16>) {
     }
 }
 
-/// Multiplies quantized rows with all panels; `store(panel, row, tile rows)` takes the finished values.
-#[allow(clippy::too_many_arguments)]
-pub fn integer_block(
-    kernels: &Kernels,
-    weights: &I8Weights,
-    bytes: &[u8],
-    wide: &[i16],
-    quants: &[RowQuant],
-    mut store: impl FnMut(usize, usize, &mut [[f32; NR]]),
-    bias: &[[f32; NR]],
-    activation: Activation,
-) {
-    for (p, bias) in bias.iter().enumerate() {
-        integer_panel(kernels, weights, p, bytes, wide, quants, &mut |m, y| store(p, m, y), bias, activation);
-    }
-}
-
-/// One panel of [`integer_block`].
+/// Multiplies quantized rows with one panel; `place(row, sums, quants, finish)` takes the tile that starts at a row.
 #[allow(clippy::too_many_arguments)]
 pub fn integer_panel(
     kernels: &Kernels,
@@ -254,28 +231,21 @@ pub fn integer_panel(
     bytes: &[u8],
     wide: &[i16],
     quants: &[RowQuant],
-    store: &mut dyn FnMut(usize, &mut [[f32; NR]]),
-    bias: &[f32; NR],
-    activation: Activation,
+    (bias, activation): (&[f32; NR], Activation),
+    place: &mut dyn FnMut(usize, &TileI8, &[RowQuant; MR_I8], &Finish),
 ) {
     let stride = weights.row_bytes();
     let panel = &weights.panels[p];
     let finish = Finish { scale: &panel.scale, sum: &panel.sum, bias, activation };
-    // Rows added to fill the last tile have no scale.
-    let rows = quants.iter().rposition(|q| q.scale != 0.).map_or(0, |r| r + 1);
-    for m in (0..rows).step_by(MR_I8) {
+    for (tile, quants) in quants.chunks_exact(MR_I8).enumerate() {
+        let m = tile * MR_I8;
         let pointers: [*const u8; MR_I8] = std::array::from_fn(|i| match panel.is_wide() {
             true => wide[(m + i) * stride..].as_ptr().cast(),
             false => bytes[(m + i) * stride..].as_ptr(),
         });
         let mut sums = [[0; NR]; MR_I8];
-        let mut y = [[0.; NR]; MR_I8];
-        let row_quants = quants[m..m + MR_I8].try_into().expect("padded to the tile");
         // SAFETY: `kernels` came from `available`; rows hold `row_bytes` activations of the panel's kind.
-        unsafe {
-            (kernels.tile_i8)(&pointers, panel, &mut sums);
-            (kernels.rows.finish_i8)(&sums, row_quants, &finish, &mut y);
-        }
-        store(m, &mut y[..MR_I8.min(rows - m)]);
+        unsafe { (kernels.tile_i8)(&pointers, panel, &mut sums) };
+        place(m, &sums, quants.try_into().expect("a tile"), &finish);
     }
 }

@@ -2,7 +2,7 @@
 //! instruction-set modules compile it with their features.
 
 use super::math::{self, fma};
-use super::{NR, TileI8};
+use super::{MR_I8, NR, TileF32, TileI8};
 
 /// LayerNorm's parameters, `[k]` each.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,6 +59,21 @@ pub struct Finish<'a> {
     pub activation: Activation,
 }
 
+/// Where a tile's finished rows go: `out[row · stride + column]`, after adding the same element of the residual.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    /// First element of the tile in the output.
+    pub out: *mut f32,
+    /// First element of the tile in the residual, or null.
+    pub residual: *const f32,
+    /// Elements from one row to the next, in both.
+    pub stride: usize,
+    /// Rows to write.
+    pub rows: usize,
+    /// Columns to write, at most [`NR`].
+    pub columns: usize,
+}
+
 /// The row routines of one instruction set. They are safe to call only on a CPU that has it, which
 /// [`super::available`] checks.
 pub struct RowFns {
@@ -68,8 +83,17 @@ pub struct RowFns {
     pub quantize: unsafe fn(x: &[f32], inverse: f32, zero: f32, flip: u8, out: &mut [u8]),
     /// LayerNorm of one row.
     pub layer_norm: unsafe fn(x: &[f32], norm: &Norm, out: &mut [f32]),
-    /// Turns integer sums into floats: `(sum − zero·Σw) · row scale · column scale + bias`, then the activation.
-    pub finish_i8: unsafe fn(sums: &TileI8, rows: &[RowQuant; 4], finish: &Finish, out: &mut [[f32; NR]; 4]),
+    /// Turns integer sums into floats: `(sum − zero·Σw) · row scale · column scale + bias`, then the activation, then
+    /// the residual.
+    ///
+    /// # Safety
+    /// The target's pointers must be valid for its rows and columns.
+    pub finish_i8: unsafe fn(sums: &TileI8, rows: &[RowQuant; MR_I8], finish: &Finish, target: &Target),
+    /// Adds bias, applies the activation, adds the residual.
+    ///
+    /// # Safety
+    /// As for `finish_i8`.
+    pub finish_f32: unsafe fn(sums: &mut TileF32, bias: &[f32; NR], activation: Activation, target: &Target),
     /// Applies an activation in place.
     pub activate: unsafe fn(activation: Activation, x: &mut [f32]),
     /// x[i] = x[i] + y[i].
@@ -174,16 +198,70 @@ pub fn activate<const FMA: bool>(activation: Activation, x: &mut [f32]) {
     }
 }
 
+/// # Safety
+/// See [`RowFns::finish_i8`].
 #[inline(always)]
-pub fn finish_i8<const FMA: bool>(sums: &TileI8, rows: &[RowQuant; 4], finish: &Finish, out: &mut [[f32; NR]; 4]) {
-    for m in 0..4 {
+pub unsafe fn finish_i8<const FMA: bool>(
+    sums: &TileI8,
+    rows: &[RowQuant; MR_I8],
+    finish: &Finish,
+    target: &Target,
+) {
+    let mut out = [[0.; NR]; MR_I8];
+    for m in 0..MR_I8 {
         for n in 0..NR {
             let sum = sums[m][n].wrapping_sub(rows[m].zero.wrapping_mul(finish.sum[n]));
             out[m][n] = fma::<FMA>(sum as f32, rows[m].scale * finish.scale[n], finish.bias[n]);
         }
     }
-    if finish.activation != Activation::None {
-        activate::<FMA>(finish.activation, out.as_flattened_mut());
+    activate::<FMA>(finish.activation, out.as_flattened_mut());
+    // SAFETY: the caller's contract.
+    unsafe { write(&out, target) };
+}
+
+/// # Safety
+/// See [`RowFns::finish_f32`].
+#[inline(always)]
+pub unsafe fn finish_f32<const FMA: bool>(
+    sums: &mut TileF32,
+    bias: &[f32; NR],
+    activation: Activation,
+    target: &Target,
+) {
+    for row in sums.iter_mut() {
+        for n in 0..NR {
+            row[n] += bias[n];
+        }
+    }
+    activate::<FMA>(activation, sums.as_flattened_mut());
+    // SAFETY: the caller's contract.
+    unsafe { write(sums, target) };
+}
+
+/// # Safety
+/// The target's pointers must be valid for its rows and columns.
+#[inline(always)]
+unsafe fn write(tile: &[[f32; NR]], t: &Target) {
+    for (m, row) in tile.iter().enumerate().take(t.rows) {
+        let at = m * t.stride;
+        // SAFETY: the caller's contract; a full row is NR elements.
+        unsafe {
+            if t.columns == NR {
+                let mut row = *row;
+                if !t.residual.is_null() {
+                    let residual = &*t.residual.add(at).cast::<[f32; NR]>();
+                    for n in 0..NR {
+                        row[n] += residual[n];
+                    }
+                }
+                *t.out.add(at).cast::<[f32; NR]>() = row;
+            } else {
+                for (n, &v) in row.iter().enumerate().take(t.columns) {
+                    let residual = if t.residual.is_null() { 0. } else { *t.residual.add(at + n) };
+                    *t.out.add(at + n) = v + residual;
+                }
+            }
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::generic::row_fns;
 use super::pack::{Group, WidePair};
-use super::rows::{self, Activation, Finish, Norm, RowFns, RowQuant};
+use super::rows::{self, Activation, Finish, Norm, RowFns, RowQuant, Target};
 use super::{Body, I8Panel, Kernels, Layout, MR_F32, MR_I8, NR, TileF32, TileI8};
 use std::arch::x86_64::*;
 

@@ -110,7 +110,7 @@ impl EvalOp for FusedOp {
     }
 
     fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
-        let mut out = Tensor::zero::<f32>(&self.shape)?;
+        let mut out = output(&self.shape)?;
         let views: TVec<_> = inputs.iter().map(|i| i.to_plain_array_view::<f32>()).collect::<TractResult<_>>()?;
         let slices: TVec<&[f32]> =
             views.iter().map(|v| v.as_slice().context("input is not contiguous")).collect::<TractResult<_>>()?;
@@ -127,4 +127,9 @@ impl TypedOp for FusedOp {
     }
 
     as_op!();
+}
+
+/// A tensor for an operator to fill.
+fn output(shape: &[usize]) -> TractResult<Tensor> {
+    Tensor::zero::<f32>(shape)
 }
