@@ -201,12 +201,7 @@ pub fn activate<const FMA: bool>(activation: Activation, x: &mut [f32]) {
 /// # Safety
 /// See [`RowFns::finish_i8`].
 #[inline(always)]
-pub unsafe fn finish_i8<const FMA: bool>(
-    sums: &TileI8,
-    rows: &[RowQuant; MR_I8],
-    finish: &Finish,
-    target: &Target,
-) {
+pub unsafe fn finish_i8<const FMA: bool>(sums: &TileI8, rows: &[RowQuant; MR_I8], finish: &Finish, target: &Target) {
     let mut out = [[0.; NR]; MR_I8];
     for m in 0..MR_I8 {
         for n in 0..NR {
