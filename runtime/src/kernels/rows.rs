@@ -203,10 +203,15 @@ pub fn activate<const FMA: bool>(activation: Activation, x: &mut [f32]) {
 #[inline(always)]
 pub unsafe fn finish_i8<const FMA: bool>(sums: &TileI8, rows: &[RowQuant; MR_I8], finish: &Finish, target: &Target) {
     let mut out = [[0.; NR]; MR_I8];
+    // Not the constant NR: the compiler would unroll the loop before it could vectorize it.
+    let columns = target.columns.min(NR);
     for m in 0..MR_I8 {
-        for n in 0..NR {
-            let sum = sums[m][n].wrapping_sub(rows[m].zero.wrapping_mul(finish.sum[n]));
-            out[m][n] = fma::<FMA>(sum as f32, rows[m].scale * finish.scale[n], finish.bias[n]);
+        let RowQuant { scale, zero } = rows[m];
+        let (sums, out) = (&sums[m][..columns], &mut out[m][..columns]);
+        let (weight, sum, bias) = (&finish.scale[..columns], &finish.sum[..columns], &finish.bias[..columns]);
+        for n in 0..columns {
+            let exact = sums[n].wrapping_sub(zero.wrapping_mul(sum[n]));
+            out[n] = fma::<FMA>(exact as f32, scale * weight[n], bias[n]);
         }
     }
     activate::<FMA>(finish.activation, out.as_flattened_mut());
