@@ -220,7 +220,7 @@ mod tests {
         let count = |c| picked.iter().filter(|i| i.class == c).count();
         assert_eq!([count(0), count(1), count(2)], [9, 3, 9]);
         assert_eq!(picked[..6].iter().map(|i| i.class).collect::<Vec<_>>(), [0, 1, 2, 0, 1, 2]);
-        let last = picked.iter().filter(|i| i.class == 0).next_back().unwrap();
+        let last = picked.iter().rfind(|i| i.class == 0).unwrap();
         assert!(last.path.ends_with("a/088.png"), "{last:?}");
         assert_eq!(set.pick(1000).len(), 203);
         let unique: std::collections::BTreeSet<_> = picked.iter().map(|i| &i.path).collect();

@@ -57,7 +57,8 @@ pub fn exit_code(e: &anyhow::Error) -> u8 {
 
 /// Labels from a file, one a line, in the order of the class indices.
 fn read_labels(path: &Path) -> Result<Vec<String>> {
-    let bytes = vedge_runtime::files::map(path)?;
+    // Read, not mapped: labels may come through a pipe.
+    let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.into(), source })?;
     let usage = |what: &str| Error::Usage {
         what: format!("{}: {what}", path.display()),
         hint: "expected is a text file with one label a line, in the order of the class indices".into(),
