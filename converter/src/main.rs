@@ -11,9 +11,13 @@ fn main() -> ExitCode {
         Err(e) => {
             let code = exit_code(&e);
             if code != 0 {
-                eprintln!("error: {e:#}");
-                if let Some(hint) = e.downcast_ref::<vedge_runtime::Error>().and_then(|e| e.hint()) {
-                    eprintln!("\nhint: {hint}");
+                // The library's messages hold their causes already.
+                match e.downcast_ref::<vedge_runtime::Error>() {
+                    Some(own) => {
+                        eprintln!("error: {own}");
+                        own.hint().iter().for_each(|hint| eprintln!("\nhint: {hint}"));
+                    }
+                    None => eprintln!("error: {e:#}"),
                 }
             }
             ExitCode::from(code)
