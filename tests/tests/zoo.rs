@@ -4,10 +4,10 @@
 
 use anyhow::Result;
 use ndarray::ArrayD;
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use vedge_calibration::statistics::Observed;
-use vedge_calibration::{Calibrator, Tap, collect};
+use vedge_calibration::{Calibrator, Histogram, collect};
 use vedge_converter::check::check;
 use vedge_converter::passes::{Prepare, prepare};
 use vedge_converter::quantize::{Sqnr, layers, write};
@@ -66,10 +66,12 @@ fn take(name: &str, row: &mut Row) -> Result<()> {
 /// Signal-to-noise ratio of the first output in INT8 (static, calibrated on the very input), in dB.
 fn quantize(mut graph: Graph, input: &ArrayD<f32>, float: &ArrayD<f32>) -> Result<f64, Error> {
     let layers = layers::find(&graph).0;
-    let taps: Vec<Tap> = layers.iter().map(|l| l.tap()).collect();
+    // Layers that share their input name it once.
+    let taps: BTreeSet<String> = layers.iter().map(|l| l.activation.clone()).collect();
+    let taps = Vec::from_iter(taps);
     let once = std::iter::once(Ok(input.clone()));
     let statistics = collect(&graph, &taps, once, &Options::default(), |_, _| {})?;
-    let range = |(value, o): (&String, &Observed)| (value.clone(), o.histogram.range(Calibrator::ALL[0]));
+    let range = |(value, seen): (&String, &Histogram)| (value.clone(), seen.range(Calibrator::ALL[0]));
     write::write_int8(
         &mut graph,
         &layers.iter().collect::<Vec<_>>(),
