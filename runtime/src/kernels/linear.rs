@@ -54,6 +54,7 @@ struct Scratch {
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
+    static HIDDEN: RefCell<Vec<f32>> = RefCell::default();
 }
 
 /// Bias in panels of [`NR`].
@@ -92,6 +93,30 @@ impl Linear {
             let x = &x[b * block * k..][..rows * k];
             let residual = residual.map(|r| &r[b * block * n..][..rows * n]);
             SCRATCH.with_borrow_mut(|scratch| self.block(exec.kernels, x, residual, out, scratch));
+        });
+    }
+
+    /// Computes `second(self(x))` block by block, so that what lies between stays in the cache; `residual` is added to
+    /// the second layer's output.
+    ///
+    /// # Panics
+    /// When the lengths do not match.
+    pub fn run_with(&self, second: &Linear, exec: &Exec, x: &[f32], residual: Option<&[f32]>, out: &mut [f32]) {
+        let (k, n) = (self.k(), second.n());
+        assert_eq!(self.n(), second.k());
+        assert_eq!(x.len() / k, out.len() / n);
+        let block = exec.block(x.len() / k, BLOCK, 12);
+        exec.chunks(out, block * n, &|b, out| {
+            let rows = out.len() / n;
+            let x = &x[b * block * k..][..rows * k];
+            let residual = residual.map(|r| &r[b * block * n..][..rows * n]);
+            HIDDEN.with_borrow_mut(|hidden| {
+                hidden.resize(rows * self.n(), 0.);
+                SCRATCH.with_borrow_mut(|scratch| {
+                    self.block(exec.kernels, x, None, hidden, scratch);
+                    second.block(exec.kernels, hidden, residual, out, scratch);
+                });
+            });
         });
     }
 

@@ -14,6 +14,8 @@ use tract_onnx::tract_core::internal::*;
 pub enum Fused {
     /// Rows times weights; a second input is the residual.
     Linear(Box<Linear>),
+    /// Two linear layers in a row, such as an MLP; a second input is the residual.
+    Mlp(Box<[Linear; 2]>),
     /// Convolution in integers.
     Conv(Box<Conv>),
     /// Scaled dot-product attention; inputs as its views number them.
@@ -29,6 +31,7 @@ impl Fused {
     pub fn class(&self) -> &'static str {
         match self {
             Fused::Linear(_) => "linear",
+            Fused::Mlp(_) => "mlp",
             Fused::Conv(_) => "conv",
             Fused::Attention(_) => "attention",
             Fused::LayerNorm(_) => "layer_norm",
@@ -40,6 +43,7 @@ impl Fused {
     pub fn is_integer(&self) -> bool {
         match self {
             Fused::Linear(l) => matches!(l.weights, Weights::I8(..)),
+            Fused::Mlp(layers) => layers.iter().all(|l| matches!(l.weights, Weights::I8(..))),
             Fused::Conv(_) => true,
             _ => false,
         }
@@ -48,6 +52,7 @@ impl Fused {
     fn run(&self, exec: &Exec, inputs: &[&[f32]], out: &mut [f32]) {
         match self {
             Fused::Linear(l) => l.run(exec, inputs[0], inputs.get(1).copied(), out),
+            Fused::Mlp(layers) => layers[0].run_with(&layers[1], exec, inputs[0], inputs.get(1).copied(), out),
             Fused::Conv(c) => c.run(exec, inputs[0], out),
             Fused::Attention(a) => a.run(exec, inputs, out),
             Fused::LayerNorm(norm) => {
@@ -129,7 +134,8 @@ impl TypedOp for FusedOp {
     as_op!();
 }
 
-/// A tensor for an operator to fill.
+/// A tensor for an operator to fill; its elements are not set, since every operator writes all of them.
 fn output(shape: &[usize]) -> TractResult<Tensor> {
-    Tensor::zero::<f32>(shape)
+    // SAFETY: any bits are a valid f32, and `Fused::run` overwrites each element.
+    unsafe { Tensor::uninitialized::<f32>(shape) }
 }

@@ -221,3 +221,41 @@ pub fn absorb_norms(l: &mut Lowered) {
     }
     l.graph.prune_unused();
 }
+
+/// Joins a linear layer with the one that alone uses its output.
+pub fn join_pairs(l: &mut Lowered) {
+    let uses = l.uses();
+    let mut r = Rewrites::default();
+    for first in 0..l.graph.nodes.len() {
+        let n = &l.graph.nodes[first];
+        let Some(Fused::Linear(one)) = l.fused_of(n).filter(|_| r.is_free(first) && n.input.len() == 1) else {
+            continue;
+        };
+        let Some(second) = uses.only_consumer(&n.output[0]) else { continue };
+        let m = &l.graph.nodes[second];
+        let Some(Fused::Linear(two)) = l.fused_of(m).filter(|_| r.is_free(second)) else { continue };
+        let is_integer = |l: &Linear| matches!(l.weights, Weights::I8(..));
+        // Kinds are not mixed, so that the plan can say what runs in integers.
+        if m.input[0] != n.output[0] || m.input.get(1) == Some(&n.output[0]) || is_integer(one) != is_integer(two) {
+            continue;
+        }
+        let inputs: Vec<String> = std::iter::once(&n.input[0]).chain(m.input.get(1)).cloned().collect();
+        let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
+        let output = m.output[0].clone();
+        let (one, two) = (fused_index(n).expect("linear"), fused_index(m).expect("linear"));
+        let pair = Fused::Mlp(Box::new([l.take_linear(one), l.take_linear(two)]));
+        let new = l.node(pair, &inputs, &output);
+        r.replace(&[first, second], new);
+    }
+    l.apply(r);
+}
+
+impl Lowered {
+    /// Moves a linear layer out of the operators; nothing may refer to it afterwards.
+    fn take_linear(&mut self, index: usize) -> Linear {
+        match std::mem::replace(&mut self.fused[index], Fused::Activation(Activation::None)) {
+            Fused::Linear(l) => *l,
+            other => unreachable!("operator {index} is {}", other.class()),
+        }
+    }
+}

@@ -37,6 +37,7 @@ pub fn lower(graph: Graph, kernels: &Kernels, per_token: bool) -> Result<Lowered
     linear::run(&mut l, kernels, per_token)?;
     conv::run(&mut l, kernels, per_token)?;
     linear::absorb_norms(&mut l);
+    linear::join_pairs(&mut l);
     Ok(l)
 }
 
