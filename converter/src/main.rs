@@ -1,11 +1,15 @@
 //! The `vedge` command: vision transformers made small and fast on a workstation.
 
 use clap::Parser;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::process::ExitCode;
 use vedge_converter::cmd::{Cli, exit_code, run};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if let Err(e) = end_cleanly() {
+        eprintln!("warning: Ctrl-C while a file is written may leave a .partial file: {e}");
+    }
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
@@ -23,4 +27,16 @@ fn main() -> ExitCode {
             ExitCode::from(code)
         }
     }
+}
+
+/// Ctrl-C ends the program at once, but not with half a file left behind.
+fn end_cleanly() -> std::io::Result<()> {
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    std::thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            vedge_runtime::files::remove_partial();
+            std::process::exit(128 + signal);
+        }
+    });
+    Ok(())
 }

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A file's bytes, memory-mapped.
 ///
@@ -26,26 +27,96 @@ pub fn map(path: &Path) -> Result<Bytes> {
     Ok(Bytes::from_owner(map))
 }
 
-/// Writes a file whole or not at all: to a temporary file beside it, flushed, then renamed.
+/// Writes a file whole or not at all: to a temporary file beside it, flushed, then renamed. Through a symbolic link
+/// the file that it leads to is replaced, not the link.
 ///
 /// # Errors
 /// [`Error::Write`]; the temporary file is removed and what was at `path` is untouched then.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let write = |source| Error::Write { path: path.into(), source };
-    if path.is_dir() {
-        return Err(write(std::io::Error::other("is a directory, expected a file name")));
-    }
-    let temporary = partial(path);
+    check_output(path)?;
+    let target = fs::canonicalize(path).unwrap_or_else(|_| path.into());
+    let temporary = partial(&target);
+    partials().push(temporary.clone());
     let result = File::create(&temporary)
         .and_then(|mut f| f.write_all(bytes).and_then(|()| f.sync_all()))
-        .and_then(|()| fs::rename(&temporary, path));
-    result.map_err(|e| {
+        .and_then(|()| fs::rename(&temporary, &target));
+    if result.is_err() {
         let _ = fs::remove_file(&temporary);
-        write(e)
-    })
+    }
+    partials().retain(|p| *p != temporary);
+    result.map_err(write)
+}
+
+/// Temporary files that are being written.
+static PARTIALS: Mutex<Vec<PathBuf>> = Mutex::new(vec![]);
+
+fn partials() -> MutexGuard<'static, Vec<PathBuf>> {
+    PARTIALS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Removes what [`write_atomic`] has half written: for a program that is about to end on a signal. No write begins
+/// after it.
+pub fn remove_partial() {
+    let list = partials();
+    for path in list.iter() {
+        let _ = fs::remove_file(path);
+    }
+    // Held until the process ends, so that no other thread begins.
+    std::mem::forget(list);
+}
+
+/// Whether a file could be written at `path`, to be asked before long work: its folder exists, and what is there
+/// already is a regular file (a device or pipe would be replaced, not written to).
+///
+/// # Errors
+/// [`Error::Write`].
+pub fn check_output(path: &Path) -> Result<()> {
+    let write = |what: String| Err(Error::Write { path: path.into(), source: std::io::Error::other(what) });
+    if let Ok(meta) = fs::metadata(path) {
+        return match (meta.is_dir(), meta.is_file()) {
+            (true, _) => write("is a directory, expected a file name".into()),
+            (_, false) => write("is a device or pipe, expected a regular file".into()),
+            _ => Ok(()),
+        };
+    }
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() && !dir.is_dir() => {
+            write(format!("the folder {} does not exist", dir.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn partial(path: &Path) -> PathBuf {
     let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     path.with_file_name(format!(".{name}.{}.partial", std::process::id()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_regular_files_are_replaced() {
+        use std::os::unix::fs::symlink;
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("old"), "old").unwrap();
+        symlink(at("old"), at("link")).unwrap();
+        write_atomic(&at("link"), b"new").unwrap();
+        assert!(at("link").is_symlink());
+        assert_eq!(fs::read(at("old")).unwrap(), b"new");
+        // A socket stands for every special file; anyone may make one.
+        let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+        symlink(at("socket"), at("to socket")).unwrap();
+        for name in ["socket", "to socket"] {
+            let e = write_atomic(&at(name), b"x").unwrap_err().to_string();
+            assert!(e.ends_with("is a device or pipe, expected a regular file"), "{e}");
+        }
+        let e = write_atomic(&at("none/file"), b"x").unwrap_err().to_string();
+        assert!(e.ends_with("none does not exist"), "{e}");
+        assert!(write_atomic(dir.path(), b"x").is_err());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 4, "nothing else stays");
+    }
 }

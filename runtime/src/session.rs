@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::exec::Exec;
 use crate::model::card::{Activations, Card};
 pub use crate::model::plan::{How, PlanLine};
-use crate::model::{lower, plan, wire};
+use crate::model::{check, lower, plan, wire};
 use crate::onnx::{DType, Graph};
 use ndarray::ArrayD;
 use std::path::Path;
@@ -62,12 +62,14 @@ impl Session {
     /// As [`Session::load`].
     pub fn from_graph(graph: Graph, options: &Options) -> Result<Session> {
         let card = Card::of(&graph)?;
+        check::graph(&graph)?;
         let mut inputs = vec![];
         for i in &graph.inputs {
             let (dtype, shape) = i.fixed().ok_or_else(|| Error::Unsupported {
                 what: format!("input `{}` has no fixed shape", i.name()),
                 hint: "freeze it first: vedge convert MODEL -o OUT --size N".into(),
             })?;
+            check::input(i.name(), &shape)?;
             inputs.push(TensorInfo { name: i.name().into(), dtype, shape });
         }
         let outputs: Vec<String> = graph.outputs.iter().map(|o| o.name().to_string()).collect();
@@ -81,7 +83,7 @@ impl Session {
         let engine = |e: TractError| Error::Engine(format!("{e:#}"));
         let model = wire::wire(lowered, &exec)?;
         let model = wire::guarded(|| model.into_optimized()).map_err(engine)?;
-        let plan = TypedSimplePlan::new(model).map_err(engine)?;
+        let plan = wire::guarded(|| TypedSimplePlan::new(model)).map_err(engine)?;
         Ok(Session { plan, inputs, outputs, card, lines, exec })
     }
 

@@ -59,7 +59,7 @@ fn default_threads() -> NonZeroUsize {
 /// Runs the command.
 pub fn run(a: &Args) -> Result<()> {
     refuse_overwriting_source(&a.model, &a.output)?;
-    refuse_impossible_output(&a.output)?;
+    vedge_runtime::files::check_output(&a.output)?;
     if a.precision != Precision::Int8 && a.preset != Preset::default() {
         return Err(Error::Usage {
             what: "--preset has no meaning without --precision int8".into(),
@@ -111,23 +111,6 @@ fn refuse_overwriting_source(source: &Path, output: &Path) -> Result<()> {
             hint: "choose another name for the output".into(),
         }
         .into()),
-        _ => Ok(()),
-    }
-}
-
-/// Says before the work, not after it, that its result could not be written.
-fn refuse_impossible_output(output: &Path) -> Result<(), Error> {
-    let usage = |what: String, hint: &str| Err(Error::Usage { what, hint: hint.into() });
-    if output.is_dir() {
-        return usage(
-            format!("{} is a folder, expected a file name", output.display()),
-            "for example model.vedge.onnx",
-        );
-    }
-    match output.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() && !dir.is_dir() => {
-            usage(format!("the folder {} of the output does not exist", dir.display()), "create it first")
-        }
         _ => Ok(()),
     }
 }

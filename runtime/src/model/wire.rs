@@ -37,11 +37,10 @@ pub fn wire(lowered: Lowered, exec: &Arc<Exec>) -> Result<TypedModel> {
         for input in n.input.iter().filter(|i| !i.is_empty()) {
             w.constant(&graph, input)?;
         }
-        let wired = match fused_index(n) {
-            Some(i) => w.fused(&graph, n, fused[i].take().expect("an operator stands for one node")),
-            None => guarded(|| w.node(&header, graph.opset(), n)),
-        };
-        wired.map_err(|e| unsupported(n, &e))?;
+        match fused_index(n) {
+            Some(i) => w.fused(&graph, n, fused[i].take().expect("an operator stands for one node"))?,
+            None => guarded(|| w.node(&header, graph.opset(), n)).map_err(|e| unsupported(n, &e))?,
+        }
     }
     let mut outputs = vec![];
     for o in &graph.outputs {
@@ -64,8 +63,9 @@ pub fn guarded<T>(f: impl FnOnce() -> TractResult<T>) -> TractResult<T> {
 
 fn unsupported(n: &NodeProto, e: &TractError) -> Error {
     let op = if n.domain().is_empty() { n.op_type().to_string() } else { format!("{}.{}", n.domain(), n.op_type()) };
+    let name = if n.name().is_empty() { n.output.first().map_or("", String::as_str) } else { n.name() };
     Error::Unsupported {
-        what: format!("operator {op} (node `{}`) cannot run: {e:#}", n.name()),
+        what: format!("operator {op} (node `{name}`) cannot run: {e:#}"),
         hint: "convert the float model with `vedge convert`, which folds and rewrites what it can; \
                `vedge inspect MODEL` lists the operators"
             .into(),
@@ -104,11 +104,11 @@ impl Wiring<'_> {
         }
         let Some(t) = graph.initializers.get(name) else { return Ok(()) };
         let proto = translate::<pb::TensorProto>(t)?;
-        let mut load = || -> TractResult<OutletId> {
+        let load = || -> TractResult<OutletId> {
             let tensor = tract_onnx::tensor::load_tensor(&*self.onnx.provider, &proto, None)?;
             self.model.add_const(name, tensor)
         };
-        let outlet = load().map_err(|e| Error::BadModel(format!("tensor `{name}`: {e:#}")))?;
+        let outlet = guarded(load).map_err(|e| Error::BadModel(format!("tensor `{name}`: {e:#}")))?;
         self.values.insert(name.into(), outlet);
         Ok(())
     }
@@ -118,12 +118,30 @@ impl Wiring<'_> {
         n.input.iter().filter(|i| !i.is_empty()).map(find).collect()
     }
 
-    fn fused(&mut self, graph: &Graph, n: &NodeProto, fused: Fused) -> TractResult<()> {
-        let inputs = self.inputs(n)?;
-        let shape = graph.shape(&n.output[0]).context("no shape")?;
+    /// The kernels index by shape, so the shapes that the file states are held against those that tract derives.
+    fn fused(&mut self, graph: &Graph, n: &NodeProto, fused: Fused) -> Result<()> {
+        let output = &n.output[0];
+        let bad = |what: String| Error::BadModel(format!("{} `{output}`: {what}: the file is damaged", fused.class()));
+        let engine = |e: TractError| Error::Engine(format!("{output}: {e:#}"));
+        let shape = graph.shape(output).ok_or_else(|| bad("no shape".into()))?;
+        let outlets = self.inputs(n).map_err(engine)?;
+        let mut inputs = vec![];
+        for (name, outlet) in n.input.iter().zip(&outlets) {
+            let fact = self.model.outlet_fact(*outlet).map_err(engine)?;
+            match fact.shape.as_concrete() {
+                Some(shape) if fact.datum_type == f32::datum_type() && graph.shape(name).as_deref() == Some(shape) => {
+                    inputs.push(shape.to_vec());
+                }
+                _ => {
+                    let stated = graph.shape(name).unwrap_or_default();
+                    return Err(bad(format!("`{name}` is stated as float {stated:?}, but it is {fact:?}")));
+                }
+            }
+        }
+        fused.check(&inputs, &shape).map_err(bad)?;
         let op = FusedOp { fused: Arc::new(fused), exec: Arc::clone(self.exec), shape: shape.into() };
-        let outlets = self.model.wire_node(&n.output[0], op, &inputs)?;
-        self.values.insert(n.output[0].clone(), outlets[0]);
+        let outlets = self.model.wire_node(output, op, &outlets).map_err(engine)?;
+        self.values.insert(output.clone(), outlets[0]);
         Ok(())
     }
 

@@ -287,7 +287,7 @@ fn resolve_external(t: &mut TensorProto, dir: Option<&Path>) -> Result<()> {
         return Err(bad(format!("location `{location}` leads out of the model's folder")));
     }
     let path = dir.unwrap_or(Path::new(".")).join(&location);
-    let data = files::map(&path)?;
+    let data = files::map(&path).map_err(|e| bad(format!("{e}; it must lie beside the model, as exported")))?;
     let number = |k: &str| {
         entry(k).map_or(Ok(None), |v| v.parse::<usize>().map(Some).map_err(|_| bad(format!("bad {k} `{v}`"))))
     };

@@ -22,9 +22,9 @@ pub fn shape_of(t: &TensorProto) -> Vec<usize> {
     t.dims.iter().map(|&d| d.max(0) as usize).collect()
 }
 
-/// Number of elements of a shape (1 for a scalar).
+/// Number of elements of a shape (1 for a scalar); the largest number where it would be larger.
 pub fn elements(shape: &[usize]) -> usize {
-    shape.iter().product()
+    shape.iter().fold(1, |n, &s| n.saturating_mul(s))
 }
 
 /// A tensor from little-endian bytes.

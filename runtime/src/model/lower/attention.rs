@@ -61,13 +61,13 @@ fn find(g: &Graph, uses: &Uses, softmax: usize) -> Option<Found> {
             "MatMul" => break i,
             "Reshape" => value = n.input_name(0).into(),
             "Add" => {
-                let constant = n.input.iter().position(|i| g.initializers.contains_key(i))?;
+                let constant = n.input.iter().take(2).position(|i| g.initializers.contains_key(i))?;
                 let at = g.shape(&n.output[0])?;
                 let mut bias = score_bias(g, &n.input[constant], &at, [batch, heads, queries, keys])?;
                 // A bias added before a scaling (seen from here: met after it) is scaled too.
                 bias.values.iter_mut().for_each(|v| *v *= scale);
                 biases.push(bias);
-                value = n.input[1 - constant].clone();
+                value = n.input.get(1 - constant)?.clone();
             }
             "Mul" | "Div" => {
                 let (rest, s) = scaled(g, n.op_type(), &n.input)?;
@@ -130,7 +130,9 @@ fn find(g: &Graph, uses: &Uses, softmax: usize) -> Option<Found> {
         let perm: Vec<usize> = g.nodes[t].ints("perm")?.iter().map(|&p| p as usize).collect();
         let of = strides(&g.shape(&g.nodes[t].output[0])?);
         let mut by_axis = vec![0; rank];
-        perm.iter().zip(of).for_each(|(&p, s)| by_axis[p] = s);
+        for (&p, s) in perm.iter().zip(of) {
+            *by_axis.get_mut(p)? = s;
+        }
         out = to_four(&by_axis);
         nodes.push(t);
         output = g.nodes[t].output[0].clone();
@@ -192,11 +194,11 @@ fn compose(outer: &View, inner: &View) -> Option<View> {
     let along = |stride: usize| contiguous.iter().zip(&shape).position(|(&s, &n)| s == stride && n != 1);
     let mut axes = vec![];
     for &(size, stride) in &outer.axes {
-        let stride = if size == 1 { 0 } else { inner.axes[along(stride)?].1 };
+        let stride = if size == 1 { 0 } else { inner.axes.get(along(stride)?)?.1 };
         axes.push((size, stride));
     }
     let (mut left, mut offset) = (outer.offset, inner.offset);
-    for (s, a) in contiguous.iter().zip(&inner.axes) {
+    for (s, a) in contiguous.iter().zip(&inner.axes).filter(|(s, _)| **s > 0) {
         offset += left / s * a.1;
         left %= s;
     }

@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::kernels::conv::{Conv, ConvWeights, Geometry};
 use crate::kernels::linear::{InputQuant, bias_panels};
 use crate::kernels::{Activation, I8Weights, Kernels};
+use crate::model::check::EXACT_INPUTS;
 use crate::onnx::{Graph, NodeProto};
 
 pub fn run(l: &mut Lowered, kernels: &Kernels, per_token: bool) -> Result<()> {
@@ -64,6 +65,13 @@ fn integer(
     };
     let (c, h, w, oc, oh, ow) = (*c, *h, *w, *oc, *oh, *ow);
     let &[_, ic, kh, kw] = shape.as_slice() else { return Err("not a two-dimensional convolution") };
+    let group = n.int("group", 1);
+    if shape[0] != oc || scale.is_empty() || values.is_empty() || (ic as i64).checked_mul(group) != Some(c as i64) {
+        return Err("weights that do not fit the channels");
+    }
+    if ic.saturating_mul(kh * kw) > EXACT_INPUTS {
+        return Err("more inputs than 32-bit sums hold");
+    }
     if scale.len() > 1 && axis != 0 {
         return Err("weight scales do not run along the output channels");
     }
@@ -91,7 +99,7 @@ fn integer(
         pads,
     };
     let scales: Vec<f32> = (0..oc).map(|i| scale[i % scale.len()]).collect();
-    let weights = match n.int("group", 1) as usize {
+    let weights = match group as usize {
         1 => {
             // [oc][ic][ky][kx] → [oc][ky][kx][ic]
             let taps = kh * kw;

@@ -140,7 +140,7 @@ fn silu_chains(l: &mut Lowered) {
         if n.op_type() != "Sigmoid" {
             continue;
         }
-        let (x, y) = (n.input[0].clone(), n.output[0].clone());
+        let (x, y) = (n.input_name(0).to_string(), n.output[0].clone());
         let Some(mul) = uses.only_consumer(&y) else { continue };
         let m = &l.graph.nodes[mul];
         if m.op_type() == "Mul" && other(m, &y) == Some(&x) {

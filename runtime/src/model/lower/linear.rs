@@ -6,6 +6,7 @@ use super::{Fused, Lowered, Rewrites, fused_index};
 use crate::error::Result;
 use crate::kernels::linear::{InputQuant, Linear, Weights, bias_panels};
 use crate::kernels::{Activation, F32Weights, I8Weights, Kernels};
+use crate::model::check::EXACT_INPUTS;
 use crate::onnx::{DType, Graph, NodeProto, Uses, elements};
 
 /// A linear layer as found: `x · W · scale + bias`.
@@ -58,7 +59,7 @@ fn head(g: &Graph, uses: &Uses, i: usize, per_token: bool) -> Option<Found> {
         return None;
     }
     let x = n.input_name(0);
-    let weight = constant(g, uses, n.input_name(1)).filter(|w| w.shape().len() == 2)?;
+    let weight = constant(g, uses, n.input_name(1)).filter(|w| w.shape().len() == 2 && elements(w.shape()) > 0)?;
     let (dtype, shape) = g.fact(x)?;
     let output = n.output.first()?;
     if dtype != DType::Float || elements(&shape) == 0 || g.initializers.contains_key(x) {
@@ -104,7 +105,9 @@ fn choose_quant(g: &Graph, uses: &Uses, per_token: bool, f: &mut Found) {
     let outputs_axis = usize::from(f.by_input);
     match &f.weight {
         Constant::I8 { scale, axis, .. } => {
-            if scale.len() > 1 && *axis != outputs_axis {
+            if f.weight.shape()[1 - outputs_axis] > EXACT_INPUTS {
+                f.note = Some(format!("more than {EXACT_INPUTS} inputs overflow 32-bit sums: float"));
+            } else if scale.len() > 1 && *axis != outputs_axis {
                 f.note = Some("weight scales run along the inputs: float".into());
             } else if let Some((x, scale, zero)) = activations {
                 f.input = x;

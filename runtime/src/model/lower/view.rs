@@ -29,19 +29,24 @@ fn contiguous(root: &str, shape: &[usize]) -> View {
     View { root: root.into(), offset: 0, axes, through: vec![] }
 }
 
-/// The view that a value is; `None` when its shape is not known.
+/// The view that a value is; `None` when its shape is not known or empty.
 pub fn trace(g: &Graph, uses: &Uses, name: &str) -> Option<View> {
-    let shape = g.shape(name)?;
-    Some(step(g, uses, name, &shape).unwrap_or_else(|| contiguous(name, &shape)))
+    within(g, uses, name, 32)
 }
 
-fn step(g: &Graph, uses: &Uses, name: &str, shape: &[usize]) -> Option<View> {
+/// Looks through at most `steps` nodes.
+fn within(g: &Graph, uses: &Uses, name: &str, steps: usize) -> Option<View> {
+    let shape = g.shape(name).filter(|s| (1..1 << 31).contains(&elements(s)))?;
+    Some(step(g, uses, name, &shape, steps).unwrap_or_else(|| contiguous(name, &shape)))
+}
+
+fn step(g: &Graph, uses: &Uses, name: &str, shape: &[usize], steps: usize) -> Option<View> {
     let index = uses.producer(name)?;
     let n = &g.nodes[index];
     let source = n.input_name(0);
     let mut v = match n.op_type() {
         "Transpose" | "Reshape" | "Squeeze" | "Unsqueeze" | "Flatten" | "Slice" | "Split" | "Gather" | "Identity" => {
-            trace(g, uses, source)?
+            within(g, uses, source, steps.checked_sub(1)?)?
         }
         _ => return None,
     };
@@ -57,7 +62,7 @@ fn step(g: &Graph, uses: &Uses, name: &str, shape: &[usize]) -> Option<View> {
         }
         "Reshape" | "Squeeze" | "Unsqueeze" | "Flatten" => v.axes = reshape(&v.axes, shape)?,
         "Slice" => {
-            let starts = g.const_i64(n.input_name(1))?;
+            let (starts, ends) = (g.const_i64(n.input_name(1))?, g.const_i64(n.input_name(2))?);
             let axes = match n.input_name(3) {
                 "" => (0..starts.len() as i64).collect(),
                 a => g.const_i64(a)?,
@@ -69,20 +74,23 @@ fn step(g: &Graph, uses: &Uses, name: &str, shape: &[usize]) -> Option<View> {
             if !unit {
                 return None;
             }
-            for (&start, &a) in starts.iter().zip(&axes) {
+            for ((&start, &end), &a) in starts.iter().zip(&ends).zip(&axes) {
                 let a = axis(a, rank)?;
                 let size = v.axes[a].0 as i64;
-                let start = if start < 0 { start + size } else { start }.clamp(0, size);
-                v.offset += start as usize * v.axes[a].1;
-                v.axes[a].0 = shape[a];
+                let [start, end] = [start, end].map(|i| if i < 0 { i + size } else { i }.clamp(0, size) as usize);
+                v.offset += start * v.axes[a].1;
+                v.axes[a].0 = end.checked_sub(start)?;
             }
         }
         "Split" => {
             let a = axis(n.int("axis", 0), rank)?;
             let before = n.output.iter().take_while(|o| *o != name);
-            let start: usize = before.map(|o| g.shape(o).map(|s| s[a])).sum::<Option<usize>>()?;
+            let start = before.map(|o| g.shape(o).and_then(|s| s.get(a).copied()));
+            let start: usize = start.sum::<Option<usize>>()?;
+            let size = *shape.get(a)?;
+            start.checked_add(size).filter(|&end| end <= v.axes[a].0)?;
             v.offset += start * v.axes[a].1;
-            v.axes[a].0 = shape[a];
+            v.axes[a].0 = size;
         }
         "Gather" => {
             let t = g.initializers.get(n.input_name(1)).filter(|t| t.dims.is_empty())?;

@@ -1,0 +1,176 @@
+//! What must hold before the kernels trust a file: they index by the shapes that it states.
+
+use super::lower::DOMAIN;
+use super::ops::Fused;
+use crate::error::{Error, Result};
+use crate::kernels::attention::{Attention, HeadView};
+use crate::kernels::conv::{Conv, ConvWeights};
+use crate::kernels::linear::Linear;
+use crate::kernels::{MR_I8, NR};
+use crate::onnx::{Graph, elements};
+use std::collections::HashSet;
+
+/// Elements of one input or buffer that vedge takes; far beyond any picture.
+const LIMIT: u128 = 1 << 28;
+
+/// Inputs of an integer layer up to which 32-bit sums of u8 × i8 are exact.
+pub const EXACT_INPUTS: usize = (i32::MAX / (255 * 128)) as usize;
+
+/// Checks that every value is produced once, before it is used, and that nothing poses as a fused operator.
+///
+/// # Errors
+/// [`Error::BadModel`] with the node.
+pub fn graph(g: &Graph) -> Result<()> {
+    let mut known: HashSet<&str> = g.inputs.iter().map(|i| i.name()).collect();
+    known.extend(g.initializers.keys().map(String::as_str));
+    for n in &g.nodes {
+        let bad = |what: String| Err(Error::BadModel(format!("node `{}` ({}) {what}", n.name(), n.op_type())));
+        if n.domain() == DOMAIN {
+            return bad(format!("is of the domain `{DOMAIN}`, which no file may use"));
+        }
+        if n.output.is_empty() {
+            return bad("has no output: the file is damaged".into());
+        }
+        if let Some(i) = n.input.iter().find(|i| !i.is_empty() && !known.contains(i.as_str())) {
+            return bad(format!("needs `{i}`, which nothing produces before it"));
+        }
+        for o in n.output.iter().filter(|o| !o.is_empty()) {
+            if !known.insert(o) {
+                return bad(format!("produces `{o}`, which is there already: the file is damaged"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Checks the size of an input.
+///
+/// # Errors
+/// [`Error::Unsupported`].
+pub fn input(name: &str, shape: &[usize]) -> Result<()> {
+    if (1..=LIMIT).contains(&product(shape)) {
+        return Ok(());
+    }
+    Err(Error::Unsupported {
+        what: format!("input `{name}` of shape {shape:?} is empty or too large"),
+        hint: "set another size: vedge convert MODEL -o OUT --size N".into(),
+    })
+}
+
+fn product(sizes: &[usize]) -> u128 {
+    sizes.iter().fold(1u128, |p, &s| p.saturating_mul(s as u128))
+}
+
+/// `Ok` when the condition holds, else the words.
+fn need(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(what()) }
+}
+
+impl Fused {
+    /// Checks that the operator fits its inputs (whose shapes are certain) and the output shape the file states.
+    ///
+    /// # Errors
+    /// What does not fit.
+    pub fn check(&self, inputs: &[Vec<usize>], output: &[usize]) -> Result<(), String> {
+        let first = inputs.first().ok_or("no input")?;
+        need(product(first) <= LIMIT && product(output) <= LIMIT, || format!("{first:?} to {output:?} is too large"))?;
+        need(elements(first) > 0 && elements(output) > 0, || format!("{first:?} to {output:?} is empty"))?;
+        match self {
+            Fused::Linear(l) => layers(&[l.as_ref()], first, &inputs[1..], output),
+            Fused::Mlp(pair) => layers(&[&pair[0], &pair[1]], first, &inputs[1..], output),
+            Fused::Conv(c) => c.check(first, output),
+            Fused::Attention(a) => a.check(inputs, output),
+            Fused::LayerNorm(norm) => {
+                let width = first.last().copied().unwrap_or(0);
+                let fits = norm.gamma.len() == width && norm.beta.len() == width && elements(first) == elements(output);
+                need(fits, || format!("width {} for {first:?} to {output:?}", norm.gamma.len()))
+            }
+            Fused::Activation(_) => {
+                need(elements(first) == elements(output), || format!("{first:?} does not turn into {output:?}"))
+            }
+        }
+    }
+}
+
+/// Linear layers one after the other, the last one with a residual.
+fn layers(layers: &[&Linear], input: &[usize], residual: &[Vec<usize>], output: &[usize]) -> Result<(), String> {
+    let mut width = input.last().copied().unwrap_or(0);
+    for l in layers {
+        let norm = l.norm.as_ref().is_none_or(|norm| norm.gamma.len() == l.k() && norm.beta.len() == l.k());
+        let fits = l.k() == width && l.k() > 0 && l.n() > 0 && norm && l.bias.len() * NR >= l.n();
+        need(fits, || format!("weights of {} inputs and {} outputs for rows of {width}", l.k(), l.n()))?;
+        width = l.n();
+    }
+    let rows = elements(input) / layers[0].k();
+    let fits = output.last() == Some(&width) && rows.checked_mul(width) == Some(elements(output));
+    need(fits, || format!("{rows} rows of {width} do not fill {output:?}"))?;
+    need(residual.iter().all(|r| elements(r) == elements(output)), || "a residual of another size".into())
+}
+
+impl Conv {
+    fn check(&self, input: &[usize], output: &[usize]) -> Result<(), String> {
+        let g = &self.geometry;
+        need(input == [&[1], &g.input[..]].concat() && output == [&[1], &g.output[..]].concat(), || {
+            format!("made for {:?} to {:?}, used for {input:?} to {output:?}", g.input, g.output)
+        })?;
+        let mut canvas = [0u128; 2];
+        for axis in 0..2 {
+            let of = |v: usize| v as u128;
+            canvas[axis] = of(g.input[axis + 1]) + of(g.pads[axis]) + of(g.pads[axis + 2]);
+            let reach = of(g.dilation[axis]) * of(g.kernel[axis].saturating_sub(1)) + 1;
+            let fits = g.kernel[axis] > 0
+                && g.stride[axis] > 0
+                && reach <= canvas[axis]
+                && (canvas[axis] - reach) / of(g.stride[axis]) + 1 == of(g.output[axis + 1]);
+            need(fits, || format!("kernel, stride and padding {g:?} contradict each other"))?;
+        }
+        let taps = g.kernel[0] * g.kernel[1];
+        let rows = product(&[g.output[1], g.output[2], taps, g.input[0]]);
+        let canvas = (canvas[0] * canvas[1] + MR_I8 as u128).saturating_mul(g.input[0] as u128);
+        need(canvas <= LIMIT && rows <= 8 * LIMIT, || format!("{g:?} is too large"))?;
+        let fits = match &self.weights {
+            ConvWeights::Dense(w) => w.k == taps * g.input[0] && w.n == g.output[0],
+            ConvWeights::Depthwise(w, scale) => {
+                g.input[0] == g.output[0] && w.len() == taps * g.input[0] && scale.len() == g.input[0]
+            }
+        };
+        need(fits && self.bias.len() * NR >= g.output[0], || format!("weights do not fit {g:?}"))
+    }
+}
+
+impl Attention {
+    fn check(&self, inputs: &[Vec<usize>], output: &[usize]) -> Result<(), String> {
+        let (b, h) = (self.batch, self.heads);
+        let within = |sizes: [usize; 4], offset: usize, strides: [usize; 4], len: usize| {
+            let steps = sizes.iter().zip(strides);
+            let last =
+                steps.fold(offset as u128, |at, (&n, s)| at.saturating_add((n as u128 - 1).saturating_mul(s as u128)));
+            last < len as u128
+        };
+        let sizes = [b, h, self.queries, self.keys, self.dim, self.dim_v];
+        need(sizes.iter().all(|&n| n > 0) && product(&sizes[..4]) <= 64 * LIMIT, || format!("sizes {sizes:?}"))?;
+        for (name, v, tokens, dim) in [
+            ("queries", &self.q, self.queries, self.dim),
+            ("keys", &self.k, self.keys, self.dim),
+            ("values", &self.v, self.keys, self.dim_v),
+        ] {
+            let HeadView { input, offset, strides } = *v;
+            let len = inputs.get(input).map_or(0, |i| elements(i));
+            need(within([b, h, tokens, dim], offset, strides, len), || {
+                format!("its {name} lie outside of their tensor")
+            })?;
+        }
+        let len = elements(output);
+        // Every element of the result is written once: sorted, each stride is the size of all axes below it.
+        let mut axes: Vec<(usize, usize)> = self.out.into_iter().zip([b, h, self.queries, self.dim_v]).collect();
+        axes.retain(|a| a.1 != 1);
+        axes.sort_unstable();
+        let mut filled = 1;
+        let fits = axes.iter().all(|&(stride, n)| stride == std::mem::replace(&mut filled, filled.saturating_mul(n)));
+        need(fits && filled == len, || format!("its result does not fill {output:?}"))?;
+        let bias = |s: &crate::kernels::attention::ScoreBias| {
+            s.batch > 0 && s.heads > 0 && s.values.len() == s.batch * s.heads * self.queries * self.keys
+        };
+        need(self.biases.iter().all(bias), || "a bias of another size".into())
+    }
+}
