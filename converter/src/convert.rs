@@ -127,13 +127,13 @@ pub fn convert(source: &Path, settings: &Settings) -> Result<Converted> {
         .or_else(|| old.as_ref().map(|c| c.labels.clone()).filter(|l| !l.is_empty()))
         .or_else(|| pictures.as_ref().map(|(set, _)| set.labels.clone()))
         .unwrap_or_default();
-    if !labels.is_empty() && width.is_some_and(|w| w != labels.len()) {
-        warnings.push(format!(
-            "{} labels for {} classes of output `{}`",
-            labels.len(),
-            width.unwrap_or(0),
-            output.name
-        ));
+    if let Some(classes) = width.filter(|&w| !labels.is_empty() && w != labels.len()) {
+        let what = format!("{} labels for {classes} classes of output `{}`", labels.len(), output.name);
+        if settings.labels.is_some() {
+            let hint = "--labels takes a file with one label a line, in the order of the class indices".into();
+            return Err(Error::Usage { what, hint });
+        }
+        warnings.push(what);
     }
     let mut notes: Vec<String> =
         passes.iter().filter(|p| p.changes > 0).map(|p| format!("{}: {}", p.pass, p.line)).collect();

@@ -165,9 +165,13 @@ impl Attention {
         let mut axes: Vec<(usize, usize)> = self.out.into_iter().zip([b, h, self.queries, self.dim_v]).collect();
         axes.retain(|a| a.1 != 1);
         axes.sort_unstable();
-        let mut filled = 1;
-        let fits = axes.iter().all(|&(stride, n)| stride == std::mem::replace(&mut filled, filled.saturating_mul(n)));
-        need(fits && filled == len, || format!("its result does not fill {output:?}"))?;
+        let filled = axes.iter().try_fold(
+            1usize,
+            |filled, &(stride, n)| {
+                if stride == filled { filled.checked_mul(n) } else { None }
+            },
+        );
+        need(filled == Some(len), || format!("its result does not fill {output:?}"))?;
         let bias = |s: &crate::kernels::attention::ScoreBias| {
             s.batch > 0 && s.heads > 0 && s.values.len() == s.batch * s.heads * self.queries * self.keys
         };
