@@ -248,7 +248,7 @@ pub fn widen(weights: &I8Weights, bytes: &[u8], wide: &mut Vec<i16>) {
 }
 
 /// Multiplies quantized rows with one panel; `place(row, sums, quants, finish)` takes the tile that starts at a row.
-#[allow(clippy::too_many_arguments)]
+#[allow(clippy::too_many_arguments, clippy::type_complexity)]
 pub fn integer_panel(
     kernels: &Kernels,
     weights: &I8Weights,

@@ -114,19 +114,20 @@ impl Conv {
             format!("made for {:?} to {:?}, used for {input:?} to {output:?}", g.input, g.output)
         })?;
         let mut canvas = [0u128; 2];
-        for axis in 0..2 {
+        for (axis, size) in canvas.iter_mut().enumerate() {
             let of = |v: usize| v as u128;
-            canvas[axis] = of(g.input[axis + 1]) + of(g.pads[axis]) + of(g.pads[axis + 2]);
+            *size = of(g.input[axis + 1]) + of(g.pads[axis]) + of(g.pads[axis + 2]);
             let reach = of(g.dilation[axis]) * of(g.kernel[axis].saturating_sub(1)) + 1;
             let fits = g.kernel[axis] > 0
                 && g.stride[axis] > 0
-                && reach <= canvas[axis]
-                && (canvas[axis] - reach) / of(g.stride[axis]) + 1 == of(g.output[axis + 1]);
+                && reach <= *size
+                && (*size - reach) / of(g.stride[axis]) + 1 == of(g.output[axis + 1]);
             need(fits, || format!("kernel, stride and padding {g:?} contradict each other"))?;
         }
         let taps = g.kernel[0] * g.kernel[1];
         let rows = product(&[g.output[1], g.output[2], taps, g.input[0]]);
-        let canvas = (canvas[0] * canvas[1] + MR_I8 as u128).saturating_mul(g.input[0] as u128);
+        let canvas =
+            (canvas[0].saturating_mul(canvas[1]).saturating_add(MR_I8 as u128)).saturating_mul(g.input[0] as u128);
         need(canvas <= LIMIT && rows <= 8 * LIMIT, || format!("{g:?} is too large"))?;
         let fits = match &self.weights {
             ConvWeights::Dense(w) => w.k == taps * g.input[0] && w.n == g.output[0],
