@@ -5,6 +5,7 @@ use anyhow::Result;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 use vedge_converter::convert::{Pictures, Precision, Settings, convert};
 use vedge_converter::quantize::Preset;
 use vedge_runtime::onnx::{DType, Graph, NodeProto, proto};
@@ -187,7 +188,11 @@ fn nothing_in_a_file_makes_the_runtime_panic() -> Result<()> {
             for _ in 0..1 + round % 3 {
                 damage(&mut damaged, &mut r);
             }
+            let start = Instant::now();
             let answer = catch_unwind(AssertUnwindSafe(|| survives(damaged)));
+            if start.elapsed() > Duration::from_secs(2) {
+                println!("{model} seed {seed}: {:.1} s", start.elapsed().as_secs_f64());
+            }
             let mut panics = PANICS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             let mine = |p: &String| !p.contains("/tract") && !p.starts_with("/rustc");
             ours.extend(panics.drain(..).filter(|p| mine(p)).map(|p| format!("{model} seed {seed}: {p}")));
