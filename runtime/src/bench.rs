@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::model::card::SelfTest;
-use crate::session::{Options, Session};
+use crate::session::{How, Options, Session};
 use ndarray::{ArrayD, IxDyn};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -34,6 +34,40 @@ pub struct Report {
     pub kernels: String,
     /// Operators by how they run.
     pub plan: std::collections::BTreeMap<String, usize>,
+    /// Where the time goes, where that was asked for: slowest class first, then what runs in plain tract.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub profile: Vec<ClassTime>,
+}
+
+/// Time of one class of operators in one run.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct ClassTime {
+    /// Operator class.
+    pub class: String,
+    /// Operators of the class.
+    pub operators: usize,
+    /// Milliseconds a run, on average.
+    pub ms: f64,
+    /// Billions of operations a second, two for each multiply-accumulate; 0 where nothing is multiplied.
+    pub gops: f64,
+}
+
+/// Averages a profile over `runs` runs that took `total_ms` each.
+fn profile(session: &Session, runs: usize, total_ms: f64) -> Vec<ClassTime> {
+    let per_run = |(class, s): (&'static str, crate::exec::Spent)| {
+        let ms = milliseconds(s.time) / runs as f64;
+        let gops = 2.0 * s.macs as f64 / s.time.as_secs_f64().max(1e-12) / 1e9;
+        ClassTime { class: class.into(), operators: s.calls / runs, ms, gops }
+    };
+    let mut classes: Vec<ClassTime> = session.take_profile().into_iter().map(per_run).collect();
+    if classes.is_empty() {
+        return classes;
+    }
+    classes.sort_by(|a, b| b.ms.total_cmp(&a.ms));
+    let rest = total_ms - classes.iter().map(|c| c.ms).sum::<f64>();
+    let operators = session.plan().iter().filter(|l| matches!(l.how, How::Tract | How::Layout)).count();
+    classes.push(ClassTime { class: "tract and overhead".into(), operators, ms: rest, gops: 0.0 });
+    classes
 }
 
 /// Loads the model and runs it `warmup + runs` times on its self-test input (zeros have no denormals, no outliers and
@@ -51,12 +85,14 @@ pub fn bench(path: &Path, options: &Options, warmup: usize, runs: usize) -> Resu
     for _ in 1..warmup {
         session.run(&inputs)?;
     }
+    session.take_profile();
     let mut times = Vec::with_capacity(runs);
     for _ in 0..runs.max(1) {
         let start = Instant::now();
         session.run(&inputs)?;
         times.push(milliseconds(start.elapsed()));
     }
+    let mean = times.iter().sum::<f64>() / times.len() as f64;
     times.sort_by(f64::total_cmp);
     Ok(Report {
         model: path.display().to_string(),
@@ -71,6 +107,7 @@ pub fn bench(path: &Path, options: &Options, warmup: usize, runs: usize) -> Resu
         peak_memory_mib: peak_memory(),
         kernels: session.kernel().into(),
         plan: counts(&session),
+        profile: profile(&session, times.len(), mean),
     })
 }
 

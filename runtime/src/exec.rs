@@ -3,6 +3,9 @@
 use crate::error::{Error, Result};
 use crate::kernels::{self, Activation, Kernels, Norm};
 use rayon::prelude::*;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Kernels and worker threads of a session.
 pub struct Exec {
@@ -10,6 +13,21 @@ pub struct Exec {
     pub kernels: &'static Kernels,
     pool: Option<rayon::ThreadPool>,
     threads: usize,
+    profile: Option<Mutex<Profile>>,
+}
+
+/// Time spent in vedge's operators, by class.
+pub type Profile = BTreeMap<&'static str, Spent>;
+
+/// Time and work of a class of operators.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Spent {
+    /// Calls.
+    pub calls: usize,
+    /// Time.
+    pub time: Duration,
+    /// Multiply-accumulates.
+    pub macs: usize,
 }
 
 impl Exec {
@@ -23,7 +41,31 @@ impl Exec {
         }
         let build = || rayon::ThreadPoolBuilder::new().num_threads(threads).build();
         let pool = (threads > 1).then(build).transpose().map_err(|e| Error::Engine(e.to_string()))?;
-        Ok(Exec { kernels: kernels::detect()?, pool, threads })
+        Ok(Exec { kernels: kernels::detect()?, pool, threads, profile: None })
+    }
+
+    /// Starts to measure operators.
+    #[must_use]
+    pub fn profiled(self) -> Exec {
+        Exec { profile: Some(Mutex::default()), ..self }
+    }
+
+    /// Runs an operator, measured if that was asked for.
+    pub fn measure(&self, class: &'static str, macs: usize, f: impl FnOnce()) {
+        let Some(profile) = &self.profile else { return f() };
+        let start = Instant::now();
+        f();
+        let time = start.elapsed();
+        let mut profile = profile.lock().unwrap_or_else(PoisonError::into_inner);
+        let spent = profile.entry(class).or_default();
+        *spent = Spent { calls: spent.calls + 1, time: spent.time + time, macs: spent.macs + macs };
+    }
+
+    /// What was measured since the last call.
+    pub fn take_profile(&self) -> Profile {
+        self.profile
+            .as_ref()
+            .map_or_else(Profile::new, |p| std::mem::take(&mut p.lock().unwrap_or_else(PoisonError::into_inner)))
     }
 
     /// LayerNorm of one row.

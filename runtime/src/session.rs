@@ -1,7 +1,7 @@
 //! A loaded model, ready to run.
 
 use crate::error::{Error, Result};
-use crate::exec::Exec;
+use crate::exec::{Exec, Profile};
 use crate::model::card::{Activations, Card};
 pub use crate::model::plan::{How, PlanLine};
 use crate::model::{check, lower, plan, wire};
@@ -18,11 +18,13 @@ pub struct Options {
     /// Turn patterns (quantized layers, attention, LayerNorm, GELU, …) into fused operators. Off gives plain tract, and
     /// so does a graph that does not tell the shapes of its values, that is, one not from `vedge convert`.
     pub fuse: bool,
+    /// Measure the time spent in each class of fused operators; see [`Session::take_profile`].
+    pub profile: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { threads: 1, fuse: true }
+        Options { threads: 1, fuse: true, profile: false }
     }
 }
 
@@ -73,7 +75,8 @@ impl Session {
             inputs.push(TensorInfo { name: i.name().into(), dtype, shape });
         }
         let outputs: Vec<String> = graph.outputs.iter().map(|o| o.name().to_string()).collect();
-        let exec = Arc::new(Exec::new(options.threads)?);
+        let exec = Exec::new(options.threads)?;
+        let exec = Arc::new(if options.profile { exec.profiled() } else { exec });
         let per_token = card.as_ref().is_some_and(|c| c.activations == Activations::PerToken);
         let lowered = match options.fuse && lower::shapes_known(&graph) {
             true => lower::lower(graph, exec.kernels, per_token)?,
@@ -90,6 +93,11 @@ impl Session {
     /// Name of the kernels in use.
     pub fn kernel(&self) -> &'static str {
         self.exec.kernels.name
+    }
+
+    /// Time spent in fused operators since the last call, if the session was loaded to measure it.
+    pub fn take_profile(&self) -> Profile {
+        self.exec.take_profile()
     }
 
     /// Worker threads.

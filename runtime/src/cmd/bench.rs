@@ -20,6 +20,12 @@ pub struct Arguments {
     /// Runs before them
     #[arg(long, value_name = "N", default_value = "10")]
     warmup: usize,
+    /// Show where the time goes, by class of operators
+    #[arg(long)]
+    profile: bool,
+    /// Fuse nothing and quantize nothing: what tract alone does, for comparison
+    #[arg(long)]
+    plain: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -27,9 +33,9 @@ pub struct Arguments {
 
 /// Measures and prints.
 pub fn run(a: &Arguments) -> Result<ExitCode> {
-    let options = Options { threads: super::threads(a.threads), ..Options::default() };
+    let options = Options { threads: super::threads(a.threads), fuse: !a.plain, profile: a.profile };
     let r = bench::bench(&a.model, &options, a.warmup, a.runs.get())?;
-    if !r.plan.keys().any(|how| how == "integer" || how == "fused") {
+    if !a.plain && !r.plan.keys().any(|how| how == "integer" || how == "fused") {
         eprintln!("note: no operator is fused or runs in integers: this is plain tract; vedge convert makes it faster");
     }
     if a.json {
@@ -62,5 +68,14 @@ pub fn run(a: &Arguments) -> Result<ExitCode> {
         r.load_ms,
         r.first_result_ms,
     ))?;
+    if a.profile {
+        super::print("\nclass               operators       ms  share  GOP/s\n")?;
+        let total: f64 = r.profile.iter().map(|c| c.ms).sum();
+        for c in &r.profile {
+            let share = 100.0 * c.ms / total;
+            let gops = if c.gops > 0.0 { format!("{:6.1}", c.gops) } else { String::new() };
+            super::print(&format!("{:<20}{:>9} {:>8.3} {share:>5.1}% {gops}\n", c.class, c.operators, c.ms))?;
+        }
+    }
     Ok(ExitCode::SUCCESS)
 }

@@ -247,6 +247,9 @@ pub fn widen(weights: &I8Weights, bytes: &[u8], wide: &mut Vec<i16>) {
     }
 }
 
+/// Takes a tile: its first row, the sums, how its rows were quantized, and what finishes them.
+pub type Place<'a> = dyn FnMut(usize, &TileI8, &[RowQuant; MR_I8], &Finish) + 'a;
+
 /// Multiplies quantized rows with one panel; `place(row, sums, quants, finish)` takes the tile that starts at a row.
 #[allow(clippy::too_many_arguments, clippy::type_complexity)]
 pub fn integer_panel(
@@ -257,7 +260,7 @@ pub fn integer_panel(
     wide: &[i16],
     quants: &[RowQuant],
     (bias, activation): (&[f32; NR], Activation),
-    place: &mut dyn FnMut(usize, &TileI8, &[RowQuant; MR_I8], &Finish),
+    place: &mut Place,
 ) {
     let stride = weights.row_bytes();
     let panel = &weights.panels[p];

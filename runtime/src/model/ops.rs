@@ -49,6 +49,19 @@ impl Fused {
         }
     }
 
+    /// Multiply-accumulates for an output of so many elements.
+    pub fn macs(&self, elements: usize) -> usize {
+        match self {
+            Fused::Linear(l) => elements * l.k(),
+            Fused::Mlp(layers) => {
+                elements / layers[1].n() * (layers[0].k() * layers[0].n() + layers[1].k() * layers[1].n())
+            }
+            Fused::Conv(c) => c.macs(),
+            Fused::Attention(a) => a.macs(),
+            Fused::LayerNorm(_) | Fused::Activation(_) => 0,
+        }
+    }
+
     fn run(&self, exec: &Exec, inputs: &[&[f32]], out: &mut [f32]) {
         match self {
             Fused::Linear(l) => l.run(exec, inputs[0], inputs.get(1).copied(), out),
@@ -120,7 +133,9 @@ impl EvalOp for FusedOp {
         let slices: TVec<&[f32]> =
             views.iter().map(|v| v.as_slice().context("input is not contiguous")).collect::<TractResult<_>>()?;
         let mut view = out.to_plain_array_view_mut::<f32>()?;
-        self.fused.run(&self.exec, &slices, view.as_slice_mut().context("output is not contiguous")?);
+        let out_slice = view.as_slice_mut().context("output is not contiguous")?;
+        let macs = self.fused.macs(out_slice.len());
+        self.exec.measure(self.fused.class(), macs, || self.fused.run(&self.exec, &slices, out_slice));
         drop(view);
         Ok(tvec![out.into_tvalue()])
     }
