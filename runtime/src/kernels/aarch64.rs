@@ -1,15 +1,29 @@
 //! NEON, with SDOT where the CPU has it.
 
-use super::generic::{row_fns, tile_f32_of};
-use super::rows::{self, Activation, Finish, Norm, RowFns, RowQuant, Target};
-use super::{Body, GROUP, I8Panel, Kernels, Layout, MR_F32, MR_I8, NR, TileF32, TileI8};
+use super::generic::{panel_i8_of, row_fns, tile_f32_of};
+use super::rows::{self, Activation, Norm, RowFns, Target};
+use super::{Body, GROUP, I8Panel, Kernels, Layout, MR_F32, MR_I8, NR, PanelJob, TileF32, TileI8};
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-static NEON: Kernels =
-    Kernels { name: "neon", layout: Layout::Plain, flip: 0x80, tile_i8: tile_i8_mull, tile_f32, rows: ROWS };
-static DOTPROD: Kernels =
-    Kernels { name: "neon-dotprod", layout: Layout::Plain, flip: 0x80, tile_i8: tile_i8_sdot, tile_f32, rows: ROWS };
+static NEON: Kernels = Kernels {
+    name: "neon",
+    layout: Layout::Plain,
+    flip: 0x80,
+    tile_i8: tile_i8_mull,
+    panel_i8: panel_i8_mull,
+    tile_f32,
+    rows: ROWS,
+};
+static DOTPROD: Kernels = Kernels {
+    name: "neon-dotprod",
+    layout: Layout::Plain,
+    flip: 0x80,
+    tile_i8: tile_i8_sdot,
+    panel_i8: panel_i8_sdot,
+    tile_f32,
+    rows: ROWS,
+};
 
 /// The kernels this CPU can run, best first.
 pub fn kernels() -> Vec<&'static Kernels> {
@@ -28,6 +42,20 @@ row_fns!(true);
 unsafe fn tile_f32(rows: &[*const f32; MR_F32], k: usize, b: *const f32, sums: &mut TileF32) {
     // SAFETY: the caller's contract.
     unsafe { tile_f32_of::<true>(rows, k, b, sums) }
+}
+
+/// # Safety
+/// See [`Kernels::panel_i8`].
+unsafe fn panel_i8_mull(job: &PanelJob) {
+    // SAFETY: the caller's contract.
+    unsafe { panel_i8_of::<true>(job, tile_i8_mull) }
+}
+
+/// # Safety
+/// See [`Kernels::panel_i8`].
+unsafe fn panel_i8_sdot(job: &PanelJob) {
+    // SAFETY: the caller's contract.
+    unsafe { panel_i8_of::<true>(job, tile_i8_sdot) }
 }
 
 /// acc.4s += four dot products of four bytes: weights `b.16b` with the four activation bytes of lane `LANE` of `a`.

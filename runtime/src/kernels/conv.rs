@@ -1,9 +1,9 @@
 //! Integer convolutions: the picture is quantized once into a padded canvas `[y][x][channel]`; a dense convolution
 //! then is a linear layer over gathered rows, a depthwise one runs directly.
 
-use super::linear::{InputQuant, integer_panel, row_quant, widen};
-use super::rows::{Activation, Finish, RowQuant, Target};
-use super::{I8Weights, Kernels, MR_I8, NR, TileI8};
+use super::linear::{InputQuant, Rows, integer_panel, row_quant, widen};
+use super::rows::{Activation, RowQuant, Target};
+use super::{I8Weights, Kernels, MR_I8, NR};
 use crate::exec::Exec;
 use std::cell::RefCell;
 
@@ -151,27 +151,28 @@ impl Conv {
         s.quants.clear();
         s.quants.resize(pixels, quant);
         s.quants.resize(padded, RowQuant::default());
-        let (wide, quants) = (&s.wide[..], &s.quants[..]);
+        let wide = if weights.needs_wide_rows() { &s.wide[..] } else { &[] };
+        let quants = &s.quants[..];
         exec.chunks(out, NR * pixels, &|p, planes| {
-            let mut y = [[0.; NR]; MR_I8];
-            let mut place = |m: usize, sums: &TileI8, quants: &[RowQuant; MR_I8], finish: &Finish| {
-                let target = Target {
-                    out: y.as_flattened_mut().as_mut_ptr(),
-                    residual: std::ptr::null(),
-                    stride: NR,
-                    rows: MR_I8.min(pixels - m),
-                    columns: NR,
-                };
-                // SAFETY: `kernels` came from `available`; the target is a whole tile.
-                unsafe { (exec.kernels.rows.finish_i8)(sums, quants, finish, &target) };
+            // Pixels at once: their outputs stay in the cache until they are laid out by channel.
+            const PIXELS: usize = 64;
+            let mut y = [[0.; NR]; PIXELS];
+            for m in (0..pixels).step_by(PIXELS) {
+                let valid = PIXELS.min(pixels - m);
+                let wide = if wide.is_empty() { wide } else { &wide[m * stride..] };
+                let part = Rows { bytes: &rows[m * stride..], wide, quants: &quants[m..] };
+                let out = y.as_flattened_mut().as_mut_ptr();
+                let target = Target { out, residual: std::ptr::null(), stride: NR, rows: valid, columns: NR };
+                // SAFETY: the target is the array above.
+                unsafe {
+                    integer_panel(exec.kernels, weights, p, &part, (&self.bias[p], self.activation), target);
+                }
                 for (ch, plane) in planes.chunks_exact_mut(pixels).enumerate() {
-                    for (i, row) in y.iter().enumerate().take(target.rows) {
-                        plane[m + i] = row[ch];
+                    for (o, row) in plane[m..m + valid].iter_mut().zip(&y) {
+                        *o = row[ch];
                     }
                 }
-            };
-            let finish = (&self.bias[p], self.activation);
-            integer_panel(exec.kernels, weights, p, rows, wide, quants, finish, &mut place);
+            }
         });
     }
 

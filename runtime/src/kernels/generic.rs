@@ -1,11 +1,11 @@
 //! Scalar kernels: the reference that every other kernel is tested against, and the fallback.
 
-use super::rows::{self, Activation, Finish, Norm, RowFns, RowQuant, Target};
-use super::{Body, GROUP, I8Panel, Kernels, Layout, MR_F32, MR_I8, NR, TileF32, TileI8};
+use super::rows::{self, Activation, Norm, RowFns, Target};
+use super::{Body, GROUP, I8Panel, Kernels, Layout, MR_F32, MR_I8, NR, PanelJob, TileF32, TileI8};
 
 /// Reads u8 activations.
 pub static KERNELS: Kernels =
-    Kernels { name: "generic", layout: Layout::Plain, flip: 0, tile_i8, tile_f32, rows: ROWS };
+    Kernels { name: "generic", layout: Layout::Plain, flip: 0, tile_i8, panel_i8, tile_f32, rows: ROWS };
 
 /// # Safety
 /// See [`Kernels::tile_i8`].
@@ -22,6 +22,34 @@ unsafe fn tile_i8(rows: &[*const u8; MR_I8], panel: &I8Panel, sums: &mut TileI8)
                 }
             }
         }
+    }
+}
+
+/// # Safety
+/// See [`Kernels::panel_i8`].
+unsafe fn panel_i8(job: &PanelJob) {
+    // SAFETY: the caller's contract.
+    unsafe { panel_i8_of::<false>(job, tile_i8) }
+}
+
+/// A panel by an integer tile, for any target.
+///
+/// # Safety
+/// See [`Kernels::panel_i8`]; the CPU must have what `tile` needs.
+#[inline(always)]
+pub unsafe fn panel_i8_of<const FMA: bool>(
+    job: &PanelJob,
+    tile: unsafe fn(&[*const u8; MR_I8], &I8Panel, &mut TileI8),
+) {
+    for t in 0..job.tiles() {
+        let (pointers, quants, target) = job.tile(t);
+        let (mut sums, mut out) = ([[0; NR]; MR_I8], [[0.; NR]; MR_I8]);
+        // SAFETY: the caller's contract.
+        unsafe { tile(&pointers, job.panel, &mut sums) };
+        rows::rescale::<FMA>(&sums, quants, job, &mut out);
+        rows::activate::<FMA>(job.activation, out.as_flattened_mut());
+        // SAFETY: the caller's contract.
+        unsafe { rows::write(&out, &target) };
     }
 }
 
@@ -57,7 +85,7 @@ pub unsafe fn tile_f32_of<const FMA: bool>(rows: &[*const f32; MR_F32], k: usize
 macro_rules! row_fns {
     ($fma:literal $(, $feature:literal)?) => {
         pub(super) const ROWS: RowFns = RowFns {
-            range, quantize, layer_norm, finish_i8, finish_f32, activate, add, softmax,
+            range, quantize, layer_norm, finish_f32, activate, add, softmax,
         };
         $(#[target_feature(enable = $feature)])?
         fn range(x: &[f32]) -> (f32, f32) {
@@ -70,11 +98,6 @@ macro_rules! row_fns {
         $(#[target_feature(enable = $feature)])?
         fn layer_norm(x: &[f32], norm: &Norm, out: &mut [f32]) {
             rows::layer_norm::<$fma>(x, norm, out);
-        }
-        $(#[target_feature(enable = $feature)])?
-        unsafe fn finish_i8(sums: &TileI8, quants: &[RowQuant; MR_I8], finish: &Finish, target: &Target) {
-            // SAFETY: the caller's contract.
-            unsafe { rows::finish_i8::<$fma>(sums, quants, finish, target) };
         }
         $(#[target_feature(enable = $feature)])?
         unsafe fn finish_f32(sums: &mut TileF32, bias: &[f32; NR], activation: Activation, target: &Target) {

@@ -1,7 +1,7 @@
 //! A linear layer over rows: normalize, quantize, multiply, finish, in one pass over blocks of rows.
 
-use super::rows::{Activation, Finish, Norm, RowQuant, Target};
-use super::{F32Weights, I8Weights, Kernels, MR_F32, MR_I8, NR, TileI8};
+use super::rows::{Activation, Norm, RowQuant, Target};
+use super::{F32Weights, I8Weights, Kernels, MR_F32, MR_I8, NR, PanelJob};
 use crate::exec::Exec;
 use std::cell::RefCell;
 
@@ -137,14 +137,11 @@ impl Linear {
         match &self.weights {
             Weights::I8(weights, quant) => {
                 quantize_rows(kernels, x, k, *quant, weights, &mut s.bytes, &mut s.wide, &mut s.quants);
-                for p in 0..weights.panels.len() {
-                    let finish = (&self.bias[p], self.activation);
-                    let mut place = |m: usize, tile: &TileI8, quants: &[RowQuant; MR_I8], finish: &Finish| {
-                        let target = target.tile(m, MR_I8, p);
-                        // SAFETY: `kernels` came from `available`; the target lies inside `out` and `residual`.
-                        unsafe { (kernels.rows.finish_i8)(tile, quants, finish, &target) };
-                    };
-                    integer_panel(kernels, weights, p, &s.bytes, &s.wide, &s.quants, finish, &mut place);
+                for (p, bias) in self.bias.iter().enumerate() {
+                    let rows = Rows { bytes: &s.bytes, wide: &s.wide, quants: &s.quants };
+                    let target = target.tile(0, target.rows, p);
+                    // SAFETY: the target lies inside `out` and `residual`.
+                    unsafe { integer_panel(kernels, weights, p, &rows, (bias, self.activation), target) };
                 }
             }
             Weights::F32(weights) => self.float_block(kernels, weights, x, &target),
@@ -247,33 +244,42 @@ pub fn widen(weights: &I8Weights, bytes: &[u8], wide: &mut Vec<i16>) {
     }
 }
 
-/// Takes a tile: its first row, the sums, how its rows were quantized, and what finishes them.
-pub type Place<'a> = dyn FnMut(usize, &TileI8, &[RowQuant; MR_I8], &Finish) + 'a;
+/// Quantized rows, padded to whole tiles.
+pub struct Rows<'a> {
+    /// As bytes.
+    pub bytes: &'a [u8],
+    /// As i16, where the weights want it.
+    pub wide: &'a [i16],
+    /// How each row was quantized.
+    pub quants: &'a [RowQuant],
+}
 
-/// Multiplies quantized rows with one panel; `place(row, sums, quants, finish)` takes the tile that starts at a row.
-#[allow(clippy::too_many_arguments, clippy::type_complexity)]
-pub fn integer_panel(
+/// Multiplies quantized rows with panel `p` into the target.
+///
+/// # Safety
+/// The target's pointers must be valid for its rows and columns.
+///
+/// # Panics
+/// When there are fewer rows than the target wants, rounded up to the tile.
+pub unsafe fn integer_panel(
     kernels: &Kernels,
     weights: &I8Weights,
     p: usize,
-    bytes: &[u8],
-    wide: &[i16],
-    quants: &[RowQuant],
+    rows: &Rows,
     (bias, activation): (&[f32; NR], Activation),
-    place: &mut Place,
+    target: Target,
 ) {
-    let stride = weights.row_bytes();
     let panel = &weights.panels[p];
-    let finish = Finish { scale: &panel.scale, sum: &panel.sum, bias, activation };
-    for (tile, quants) in quants.chunks_exact(MR_I8).enumerate() {
-        let m = tile * MR_I8;
-        let pointers: [*const u8; MR_I8] = std::array::from_fn(|i| match panel.is_wide() {
-            true => wide[(m + i) * stride..].as_ptr().cast(),
-            false => bytes[(m + i) * stride..].as_ptr(),
-        });
-        let mut sums = [[0; NR]; MR_I8];
-        // SAFETY: `kernels` came from `available`; rows hold `row_bytes` activations of the panel's kind.
-        unsafe { (kernels.tile_i8)(&pointers, panel, &mut sums) };
-        place(m, &sums, quants.try_into().expect("a tile"), &finish);
-    }
+    let stride = weights.row_bytes();
+    let needed = target.rows.next_multiple_of(MR_I8);
+    let (first, stride) = if panel.is_wide() {
+        assert!(rows.wide.len() >= needed * stride);
+        (rows.wide.as_ptr().cast(), stride * 2)
+    } else {
+        assert!(rows.bytes.len() >= needed * stride);
+        (rows.bytes.as_ptr(), stride)
+    };
+    let job = PanelJob { rows: first, stride, quants: &rows.quants[..needed], panel, bias, activation, target };
+    // SAFETY: `kernels` came from `available`; there are enough rows of the panel's kind; the target by contract.
+    unsafe { (kernels.panel_i8)(&job) };
 }

@@ -19,7 +19,7 @@ mod tests;
 mod x86_64;
 
 pub use pack::{Body, F32Weights, I8Panel, I8Weights};
-pub use rows::{Activation, Finish, Norm, RowQuant};
+pub use rows::{Activation, Norm, RowQuant, Target};
 
 use crate::error::{Error, Result};
 
@@ -60,6 +60,11 @@ pub struct Kernels {
     /// The CPU must have the instruction set; each row must hold the panel's K activations, rounded up to [`GROUP`]:
     /// bytes, or i16 where the panel [is wide](I8Panel::is_wide).
     pub tile_i8: unsafe fn(rows: &[*const u8; MR_I8], panel: &I8Panel, sums: &mut TileI8),
+    /// Multiplies quantized rows with one panel, tile after tile, and finishes them into the target.
+    ///
+    /// # Safety
+    /// The CPU must have the instruction set; see [`PanelJob`].
+    pub panel_i8: unsafe fn(job: &PanelJob),
     /// Float tile: sums over `k` of row × column; `b` is `[k][NR]`.
     ///
     /// # Safety
@@ -67,6 +72,42 @@ pub struct Kernels {
     pub tile_f32: unsafe fn(rows: &[*const f32; MR_F32], k: usize, b: *const f32, sums: &mut TileF32),
     /// Row routines.
     pub rows: rows::RowFns,
+}
+
+/// Rows to multiply with a panel. Rows are padded to whole tiles; the target has as many as are wanted.
+pub struct PanelJob<'a> {
+    /// Quantized rows: bytes, or i16 where the panel [is wide](I8Panel::is_wide).
+    pub rows: *const u8,
+    /// Bytes from one row to the next.
+    pub stride: usize,
+    /// How each row was quantized; [`MR_I8`] a tile.
+    pub quants: &'a [RowQuant],
+    /// The weights.
+    pub panel: &'a I8Panel,
+    /// Bias of the panel's columns.
+    pub bias: &'a [f32; NR],
+    /// Function after the bias.
+    pub activation: Activation,
+    /// Where finished rows go.
+    pub target: Target,
+}
+
+impl PanelJob<'_> {
+    /// First activation of each row of a tile, the part of the target it fills, and how its rows were quantized.
+    fn tile(&self, tile: usize) -> ([*const u8; MR_I8], &[RowQuant; MR_I8], Target) {
+        let m = tile * MR_I8;
+        let rows = std::array::from_fn(|i| self.rows.wrapping_add((m + i) * self.stride));
+        let t = &self.target;
+        let residual = if t.residual.is_null() { t.residual } else { t.residual.wrapping_add(m * t.stride) };
+        let out = t.out.wrapping_add(m * t.stride);
+        let rows_left = MR_I8.min(t.rows - m);
+        let quants = self.quants[m..m + MR_I8].try_into().expect("rows are padded to whole tiles");
+        (rows, quants, Target { out, residual, rows: rows_left, ..*t })
+    }
+
+    fn tiles(&self) -> usize {
+        self.target.rows.div_ceil(MR_I8)
+    }
 }
 
 impl Kernels {

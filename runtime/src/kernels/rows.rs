@@ -2,7 +2,7 @@
 //! instruction-set modules compile it with their features.
 
 use super::math::{self, fma};
-use super::{MR_I8, NR, TileF32, TileI8};
+use super::{MR_I8, NR, PanelJob, TileF32, TileI8};
 
 /// LayerNorm's parameters, `[k]` each.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,19 +46,6 @@ pub struct RowQuant {
     pub zero: i32,
 }
 
-/// Per-column constants that turn sums into outputs.
-#[derive(Clone, Copy, Debug)]
-pub struct Finish<'a> {
-    /// Weight scale.
-    pub scale: &'a [f32; NR],
-    /// Sum of weights.
-    pub sum: &'a [i32; NR],
-    /// Bias.
-    pub bias: &'a [f32; NR],
-    /// Function applied last, before a residual is added.
-    pub activation: Activation,
-}
-
 /// Where a tile's finished rows go: `out[row · stride + column]`, after adding the same element of the residual.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
@@ -83,16 +70,10 @@ pub struct RowFns {
     pub quantize: unsafe fn(x: &[f32], inverse: f32, zero: f32, flip: u8, out: &mut [u8]),
     /// LayerNorm of one row.
     pub layer_norm: unsafe fn(x: &[f32], norm: &Norm, out: &mut [f32]),
-    /// Turns integer sums into floats: `(sum − zero·Σw) · row scale · column scale + bias`, then the activation, then
-    /// the residual.
-    ///
-    /// # Safety
-    /// The target's pointers must be valid for its rows and columns.
-    pub finish_i8: unsafe fn(sums: &TileI8, rows: &[RowQuant; MR_I8], finish: &Finish, target: &Target),
     /// Adds bias, applies the activation, adds the residual.
     ///
     /// # Safety
-    /// As for `finish_i8`.
+    /// The target's pointers must be valid for its rows and columns.
     pub finish_f32: unsafe fn(sums: &mut TileF32, bias: &[f32; NR], activation: Activation, target: &Target),
     /// Applies an activation in place.
     pub activate: unsafe fn(activation: Activation, x: &mut [f32]),
@@ -198,25 +179,21 @@ pub fn activate<const FMA: bool>(activation: Activation, x: &mut [f32]) {
     }
 }
 
-/// # Safety
-/// See [`RowFns::finish_i8`].
+/// Turns integer sums into floats: `(sum − zero·Σw) · row scale · column scale + bias`.
 #[inline(always)]
-pub unsafe fn finish_i8<const FMA: bool>(sums: &TileI8, rows: &[RowQuant; MR_I8], finish: &Finish, target: &Target) {
-    let mut out = [[0.; NR]; MR_I8];
+pub fn rescale<const FMA: bool>(sums: &TileI8, rows: &[RowQuant; MR_I8], job: &PanelJob, out: &mut [[f32; NR]; MR_I8]) {
     // Not the constant NR: the compiler would unroll the loop before it could vectorize it.
-    let columns = target.columns.min(NR);
+    let columns = job.target.columns.min(NR);
     for m in 0..MR_I8 {
         let RowQuant { scale, zero } = rows[m];
         let (sums, out) = (&sums[m][..columns], &mut out[m][..columns]);
-        let (weight, sum, bias) = (&finish.scale[..columns], &finish.sum[..columns], &finish.bias[..columns]);
+        let (weight, sum) = (&job.panel.scale[..columns], &job.panel.sum[..columns]);
+        let bias = &job.bias[..columns];
         for n in 0..columns {
             let exact = sums[n].wrapping_sub(zero.wrapping_mul(sum[n]));
             out[n] = fma::<FMA>(exact as f32, scale * weight[n], bias[n]);
         }
     }
-    activate::<FMA>(finish.activation, out.as_flattened_mut());
-    // SAFETY: the caller's contract.
-    unsafe { write(&out, target) };
 }
 
 /// # Safety
@@ -241,7 +218,7 @@ pub unsafe fn finish_f32<const FMA: bool>(
 /// # Safety
 /// The target's pointers must be valid for its rows and columns.
 #[inline(always)]
-unsafe fn write(tile: &[[f32; NR]], t: &Target) {
+pub unsafe fn write(tile: &[[f32; NR]], t: &Target) {
     for (m, row) in tile.iter().enumerate().take(t.rows) {
         let at = m * t.stride;
         // SAFETY: the caller's contract; a full row is NR elements.

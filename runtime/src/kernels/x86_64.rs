@@ -2,11 +2,12 @@
 
 use super::generic::row_fns;
 use super::pack::{Group, WidePair};
-use super::rows::{self, Activation, Finish, Norm, RowFns, RowQuant, Target};
-use super::{Body, I8Panel, Kernels, Layout, MR_F32, MR_I8, NR, TileF32, TileI8};
+use super::rows::{self, Activation, Norm, RowFns, RowQuant, Target};
+use super::{Body, I8Panel, Kernels, Layout, MR_F32, MR_I8, NR, PanelJob, TileF32, TileI8};
 use std::arch::x86_64::*;
 
-static AVX2: Kernels = Kernels { name: "avx2", layout: Layout::Paired, flip: 0, tile_i8, tile_f32, rows: ROWS };
+static AVX2: Kernels =
+    Kernels { name: "avx2", layout: Layout::Paired, flip: 0, tile_i8, panel_i8, tile_f32, rows: ROWS };
 
 /// The kernels this CPU can run.
 pub fn kernels() -> Option<&'static Kernels> {
@@ -20,13 +21,7 @@ row_fns!(true, "avx2,fma");
 #[target_feature(enable = "avx2,fma")]
 unsafe fn tile_i8(rows: &[*const u8; MR_I8], panel: &I8Panel, sums: &mut TileI8) {
     // SAFETY: the caller's contract.
-    let acc = unsafe {
-        match &panel.body {
-            Body::Paired { groups, offsets, singles } => paired(rows, groups, offsets, *singles),
-            Body::Wide(pairs) => wide(&rows.map(<*const u8>::cast), pairs),
-            Body::Plain(_) => unreachable!("packed for another kernel"),
-        }
-    };
+    let acc = unsafe { multiply(rows, panel) };
     for m in 0..MR_I8 {
         let out = sums[m].as_mut_ptr().cast::<__m256i>();
         // SAFETY: a row of sums holds NR = 16 integers.
@@ -37,10 +32,65 @@ unsafe fn tile_i8(rows: &[*const u8; MR_I8], panel: &I8Panel, sums: &mut TileI8)
     }
 }
 
+/// # Safety
+/// See [`Kernels::panel_i8`].
+#[target_feature(enable = "avx2,fma")]
+unsafe fn panel_i8(job: &PanelJob) {
+    for t in 0..job.tiles() {
+        let (pointers, quants, target) = job.tile(t);
+        // SAFETY: the caller's contract.
+        unsafe {
+            let acc = multiply(&pointers, job.panel);
+            let mut out = rescale(&acc, quants, job);
+            if job.activation != Activation::None {
+                rows::activate::<true>(job.activation, out.as_flattened_mut());
+            }
+            rows::write(&out, &target);
+        }
+    }
+}
+
+/// As [`rows::rescale`], from registers.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn rescale(acc: &Acc, quants: &[RowQuant; MR_I8], job: &PanelJob) -> [[f32; NR]; MR_I8] {
+    let mut out = [[0.; NR]; MR_I8];
+    for half in 0..2 {
+        // SAFETY: scale, sum, bias and a row of the output hold NR = 16 values.
+        unsafe {
+            let weight = _mm256_loadu_ps(job.panel.scale.as_ptr().add(half * 8));
+            let sum = _mm256_loadu_si256(job.panel.sum.as_ptr().add(half * 8).cast());
+            let bias = _mm256_loadu_ps(job.bias.as_ptr().add(half * 8));
+            for m in 0..MR_I8 {
+                let correction = _mm256_mullo_epi32(_mm256_set1_epi32(quants[m].zero), sum);
+                let exact = _mm256_cvtepi32_ps(_mm256_sub_epi32(acc[m][half], correction));
+                let scale = _mm256_mul_ps(_mm256_set1_ps(quants[m].scale), weight);
+                _mm256_storeu_ps(out[m].as_mut_ptr().add(half * 8), _mm256_fmadd_ps(exact, scale, bias));
+            }
+        }
+    }
+    out
+}
+
+/// The sums of a tile.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn multiply(rows: &[*const u8; MR_I8], panel: &I8Panel) -> Acc {
+    // SAFETY: the caller's contract.
+    unsafe {
+        match &panel.body {
+            Body::Paired { groups, offsets, singles } => paired(rows, groups, offsets, *singles),
+            Body::Wide(pairs) => wide(&rows.map(<*const u8>::cast), pairs),
+            Body::Plain(_) => unreachable!("packed for another kernel"),
+        }
+    }
+}
+
 type Acc = [[__m256i; 2]; MR_I8];
 
 /// Two groups of four inputs a step: four products meet in an i16 lane (the packing guarantees that they fit), then
 /// are widened to i32 once. Groups without a partner follow.
+#[inline]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn paired(rows: &[*const u8; MR_I8], groups: &[Group], offsets: &[u32], singles: usize) -> Acc {
     let ones = _mm256_set1_epi16(1);
@@ -86,6 +136,7 @@ unsafe fn paired(rows: &[*const u8; MR_I8], groups: &[Group], offsets: &[u32], s
 }
 
 /// 16-bit activations and weights: exact for any i8 weight.
+#[inline]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn wide(rows: &[*const i16; MR_I8], pairs: &[WidePair]) -> Acc {
     let mut acc = [[_mm256_setzero_si256(); 2]; MR_I8];
