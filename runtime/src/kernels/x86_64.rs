@@ -61,11 +61,11 @@ fn rescale(acc: &Acc, quants: &[RowQuant; MR_I8], job: &PanelJob) -> [[f32; NR];
             let weight = _mm256_loadu_ps(job.panel.scale.as_ptr().add(half * 8));
             let sum = _mm256_loadu_si256(job.panel.sum.as_ptr().add(half * 8).cast());
             let bias = _mm256_loadu_ps(job.bias.as_ptr().add(half * 8));
-            for m in 0..MR_I8 {
-                let correction = _mm256_mullo_epi32(_mm256_set1_epi32(quants[m].zero), sum);
-                let exact = _mm256_cvtepi32_ps(_mm256_sub_epi32(acc[m][half], correction));
-                let scale = _mm256_mul_ps(_mm256_set1_ps(quants[m].scale), weight);
-                _mm256_storeu_ps(out[m].as_mut_ptr().add(half * 8), _mm256_fmadd_ps(exact, scale, bias));
+            for ((acc, quant), out) in acc.iter().zip(quants).zip(&mut out) {
+                let correction = _mm256_mullo_epi32(_mm256_set1_epi32(quant.zero), sum);
+                let exact = _mm256_cvtepi32_ps(_mm256_sub_epi32(acc[half], correction));
+                let scale = _mm256_mul_ps(_mm256_set1_ps(quant.scale), weight);
+                _mm256_storeu_ps(out.as_mut_ptr().add(half * 8), _mm256_fmadd_ps(exact, scale, bias));
             }
         }
     }
