@@ -28,6 +28,10 @@ pub fn graph(g: &Graph) -> Result<()> {
         if n.domain() == DOMAIN {
             return bad(format!("is of the domain `{DOMAIN}`, which no file may use"));
         }
+        // tract counts from the axis upwards: a damaged one takes it forever.
+        if let Some(axis) = n.attr("axis").map(|a| a.i()).filter(|a| !(-64..=64).contains(a)) {
+            return bad(format!("has axis {axis}: the file is damaged"));
+        }
         if n.output.is_empty() {
             return bad("has no output: the file is damaged".into());
         }
