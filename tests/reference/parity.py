@@ -65,7 +65,7 @@ def check_zoo(args):
                 raise Refused(f"wrong shape: ours {ours.shape}, ONNX Runtime {theirs.shape}")
             row["error"] = relative_error(theirs, ours)
         except Refused as e:
-            row["refused"] = str(e)
+            row["refused"] = str(e).replace(f"{source.parent}/", "")
         finally:
             source.unlink(missing_ok=True)
             converted.unlink(missing_ok=True)
