@@ -169,7 +169,7 @@ def check_vits14(args, shared):
     pictures = shared / "data" / "imagenette"
     command(
         *(args.vedge, "convert", source, "-o", int8_model, "--precision", "int8"),
-        *("--preprocess", "imagenet", "--calib", pictures / "calib"),
+        *("--preprocess", "imagenet", "--calib", pictures / "calib", "--preset", args.preset),
     )
     return check_int8(args, "vits14_imagenette", source, int8_model, lambda: imagenette(pictures / "val", args.limit))
 
@@ -227,6 +227,7 @@ def main():
     for name in ("vedge", "run", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--only", default="zoo,fashion,imagenette")
+    parser.add_argument("--preset", default="portable", help="preset of the vits14 conversion")
     parser.add_argument("--limit", type=int, default=10000, help="at most so many pictures")
     args = parser.parse_args()
     parts = args.only.split(",")
