@@ -4,6 +4,7 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use vedge_runtime::error::counted;
 use vedge_runtime::{Error, Result};
 
 /// File name extensions that are taken for pictures, lower case.
@@ -52,7 +53,7 @@ impl Dataset {
             return Err(Error::Usage {
                 what: match loose {
                     0 => format!("{} is empty: no class folders", dir.display()),
-                    n => format!("{} holds {n} pictures but no class folders", dir.display()),
+                    n => format!("{} holds {} but no class folders", dir.display(), counted(n, "picture")),
                 },
                 hint: "expected is DIR/<class>/<picture>, one folder for each class".into(),
             });

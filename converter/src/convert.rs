@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use vedge_calibration::{Dataset, Item, collect, dataset};
+use vedge_runtime::error::counted;
 use vedge_runtime::model::card::{Activations, CalibrationData, OutputKind, Preprocess, Provenance, SelfTest, VERSION};
 use vedge_runtime::onnx::Graph;
 use vedge_runtime::preprocess::{decode_file, to_tensor};
@@ -268,7 +269,8 @@ fn pick(p: &Pictures, labels: Option<&[String]>, warnings: &mut Vec<String>) -> 
     }
     let set = Dataset::open(&p.dir, labels)?;
     if set.ignored > 0 {
-        warnings.push(format!("{} files in {} are no pictures", set.ignored, p.dir.display()));
+        let files = counted(set.ignored, "file");
+        warnings.push(format!("{files} in {} ignored: no picture", p.dir.display()));
     }
     let items = set.pick(p.count);
     if items.len() < 16 {

@@ -92,6 +92,12 @@ pub fn infer_one(graph: &Graph, node: &NodeProto, facts: &mut Facts) -> Result<(
     Ok(())
 }
 
+/// The nodes whose operators do not run at all, by index, and why.
+pub fn unknown_operators(graph: &Graph) -> Vec<(usize, Error)> {
+    let nodes = graph.nodes.iter().enumerate().filter(|(_, n)| !node::is_known(n));
+    nodes.map(|(i, n)| (i, node::unsupported(&graph.header, n))).collect()
+}
+
 /// Writes what [`infer`] found into `value_info` and the graph's outputs, so that nobody downstream has to infer.
 ///
 /// # Errors

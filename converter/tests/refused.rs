@@ -102,6 +102,13 @@ fn damaged_models() {
     let cut = file("truncated.onnx", &whole[..whole.len() / 3]);
     convert_refused("truncated_model", &cut, &FLOAT);
     refused_in(&folder("none"), "inspect_truncated_model", &[&"inspect", &cut]);
+    let mut flipped = whole.clone();
+    let at = whole.windows(18).position(|w| w == b"LayerNormalization").unwrap();
+    flipped[at] ^= 1;
+    convert_refused("flipped_bit_in_a_name", &file("flipped.onnx", &flipped), &FLOAT);
+    let mut flipped = whole.clone();
+    flipped[1] ^= 1 << 7;
+    convert_refused("flipped_bit_in_the_header", &file("flipped.onnx", &flipped), &FLOAT);
     convert_refused("empty_model", &file("empty.onnx", b""), &FLOAT);
     convert_refused("text_as_model", &file("model.txt", b"this is no model\n"), &FLOAT);
     convert_refused("no_model", Path::new("/nonexistent/model.onnx"), &FLOAT);
@@ -116,16 +123,46 @@ fn damaged_models() {
     convert_refused("external_data_missing", &model, &FLOAT);
 }
 
-#[test]
-fn operators_that_are_not_supported() {
-    let model = changed("odd.onnx", |g| {
+/// The shipped model with an operator that nobody knows before its output.
+fn odd() -> PathBuf {
+    changed("odd.onnx", |g| {
         let output = g.outputs[0].name().to_string();
         let last = g.nodes.iter_mut().find(|n| n.output.contains(&output)).unwrap();
         last.output[0] = "before".into();
         let node =
             NodeProto { name: Some("/head/odd".into()), ..NodeProto::of("Wobble", &["before"], &[&output], vec![]) };
         g.nodes.push(node);
-    });
+    })
+}
+
+/// What can run is shown beside what cannot.
+#[test]
+fn inspect_shows_operators_that_are_not_supported() {
+    let output = vedge(&[&"inspect", &odd()]).output().unwrap();
+    let table = String::from_utf8_lossy(&output.stdout);
+    insta::assert_snapshot!(
+        "inspect_unsupported_operator",
+        told(&output) + &table[table.find("how it runs").unwrap()..]
+    );
+
+    let output = vedge(&[&"inspect", &odd(), &"--json"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["runs"]["Wobble"]["unsupported"], 1);
+    assert_eq!(report["runs"]["linear"]["unsupported"], 0);
+    assert!(report["runs"]["linear"]["fused"].as_u64().unwrap() > 8, "{}", report["runs"]);
+    assert_eq!(report["unsupported"][0]["name"], "/head/odd");
+    assert!(report["refused"].as_str().unwrap().contains("Wobble (1)"));
+
+    // A control: the shipped model runs.
+    let output = vedge(&[&"inspect", &deit(), &"--json"]).output().unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(output.status.success() && report.get("refused").is_none());
+}
+
+#[test]
+fn operators_that_are_not_supported() {
+    let model = odd();
     convert_refused("unsupported_operator", &model, &FLOAT);
     // A control: unchanged, the same conversion works.
     let out = folder("control").join("model.onnx");

@@ -80,6 +80,15 @@ impl Error {
         }
     }
 
+    /// Exit status of a program that ends with this error: 2 for wrong usage, 1 for everything else.
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            Error::Usage { .. } => 2,
+            Error::InFile { error, .. } => error.exit_status(),
+            _ => 1,
+        }
+    }
+
     /// What to do next, if there is something to say.
     pub fn hint(&self) -> Option<&str> {
         match self {
@@ -90,4 +99,9 @@ impl Error {
             _ => None,
         }
     }
+}
+
+/// A number with its noun, as `1 picture` or `3 pictures`.
+pub fn counted(n: usize, noun: &str) -> String {
+    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
 }

@@ -7,6 +7,7 @@ pub mod classify;
 pub mod error;
 pub mod exec;
 pub mod files;
+pub mod guard;
 pub mod kernels;
 pub mod model;
 pub mod npy;

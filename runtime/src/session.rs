@@ -5,7 +5,7 @@ use crate::exec::{Exec, Profile};
 use crate::model::card::{Activations, Card};
 pub use crate::model::plan::{How, PlanLine};
 use crate::model::{check, lower, plan, wire};
-use crate::onnx::{DType, Graph};
+use crate::onnx::{DType, Graph, ValueInfoProto};
 use ndarray::ArrayD;
 use std::path::Path;
 use tract_onnx::prelude::*;
@@ -64,30 +64,35 @@ impl Session {
     /// As [`Session::load`].
     pub fn from_graph(graph: Graph, options: &Options) -> Result<Session> {
         let card = Card::of(&graph)?;
-        check::graph(&graph)?;
-        let mut inputs = vec![];
-        for i in &graph.inputs {
-            let (dtype, shape) = i.fixed().ok_or_else(|| Error::Unsupported {
-                what: format!("input `{}` has no fixed shape", i.name()),
-                hint: "freeze it first: vedge convert MODEL -o OUT --size N".into(),
-            })?;
-            check::input(i.name(), &shape)?;
-            inputs.push(TensorInfo { name: i.name().into(), dtype, shape });
-        }
+        let inputs = inputs(&graph)?;
         let outputs: Vec<String> = graph.outputs.iter().map(|o| o.name().to_string()).collect();
-        let exec = Exec::new(options.threads)?;
-        let exec = Arc::new(if options.profile { exec.profiled() } else { exec });
-        let per_token = card.as_ref().is_some_and(|c| c.activations == Activations::PerToken);
-        let lowered = match options.fuse && lower::shapes_known(&graph) {
-            true => lower::lower(graph, exec.kernels, per_token)?,
-            false => lower::unchanged(graph),
-        };
+        let (lowered, exec) = lowered(graph, card.as_ref(), options)?;
         let lines = plan::lines(&lowered);
         let engine = |e: TractError| Error::Engine(format!("{e:#}"));
         let model = wire::wire(lowered, &exec)?;
         let model = wire::guarded(|| model.into_optimized()).map_err(engine)?;
         let plan = wire::guarded(|| TypedSimplePlan::new(model)).map_err(engine)?;
         Ok(Session { plan, inputs, outputs, card, lines, exec })
+    }
+
+    /// How each operator of a graph would run, in execution order, those that cannot run included
+    /// ([`How::Unsupported`], the reason as the note).
+    ///
+    /// # Errors
+    /// As [`Session::load`], but not for an operator that cannot run.
+    pub fn survey(graph: Graph, options: &Options) -> Result<Vec<PlanLine>> {
+        let card = Card::of(&graph)?;
+        inputs(&graph)?;
+        let (lowered, exec) = lowered(graph, card.as_ref(), options)?;
+        let mut lines = plan::lines(&lowered);
+        let wired = wire::wire_or(lowered, &exec, &mut |index, _, e| {
+            lines[index] = PlanLine { how: How::Unsupported, note: e.to_string(), ..lines[index].clone() };
+            Ok(())
+        });
+        match wired {
+            Err(e) if lines.iter().all(|l| l.how != How::Unsupported) => Err(e),
+            _ => Ok(lines),
+        }
     }
 
     /// Name of the kernels in use.
@@ -158,6 +163,32 @@ impl Session {
             })
             .collect()
     }
+}
+
+/// The inputs of a graph, whose shapes must be fixed.
+fn inputs(graph: &Graph) -> Result<Vec<TensorInfo>> {
+    let one = |i: &ValueInfoProto| {
+        let (dtype, shape) = i.fixed().ok_or_else(|| Error::Unsupported {
+            what: format!("input `{}` has no fixed shape", i.name()),
+            hint: "freeze it first: vedge convert MODEL -o OUT --size N".into(),
+        })?;
+        check::input(i.name(), &shape)?;
+        Ok(TensorInfo { name: i.name().into(), dtype, shape })
+    };
+    check::graph(graph)?;
+    graph.inputs.iter().map(one).collect()
+}
+
+/// The graph with its patterns replaced, and what will execute it.
+fn lowered(graph: Graph, card: Option<&Card>, options: &Options) -> Result<(lower::Lowered, Arc<Exec>)> {
+    let exec = Exec::new(options.threads)?;
+    let exec = Arc::new(if options.profile { exec.profiled() } else { exec });
+    let per_token = card.is_some_and(|c| c.activations == Activations::PerToken);
+    let lowered = match options.fuse && lower::shapes_known(&graph) {
+        true => lower::lower(graph, exec.kernels, per_token)?,
+        false => lower::unchanged(graph),
+    };
+    Ok((lowered, exec))
 }
 
 fn datum_type(dtype: DType) -> Result<DatumType> {

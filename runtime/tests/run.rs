@@ -198,12 +198,47 @@ fn sources_that_are_none() {
     assert!(told.starts_with("exit 1\nerror: cannot open camera /dev/video99: no such device\n\nhint: "), "{told}");
 }
 
+/// No test machine has such a camera: its list of formats goes through the negotiation that a device's goes through.
+#[test]
+fn cameras_of_raw_sensor_data() {
+    for (name, driver, fourccs) in [
+        ("bayer_raspberry_pi_4", "unicam", &["pBAA", "BG10"][..]),
+        ("bayer_raspberry_pi_5", "rp1-cfe", &["pRAA"]),
+        ("bayer_jetson", "tegra-video", &["RG10"]),
+        ("bayer_other", "other", &["BA81"]),
+        ("camera_of_video_only", "uvcvideo", &["H264"]),
+        ("camera_without_formats", "uvcvideo", &[]),
+    ] {
+        let fourccs: Vec<String> = fourccs.iter().map(ToString::to_string).collect();
+        let e = vedge_runtime::source::v4l2::readable(Path::new("/dev/video0"), driver, &fourccs).unwrap_err();
+        let hint = e.hint().expect("the next step");
+        insta::assert_snapshot!(name, format!("exit {}\nerror: {e}\n\nhint: {hint}\n", e.exit_status()));
+    }
+}
+
 #[test]
 fn models_that_are_none() {
     let picture = pictures().join("rgb.png");
     refused("directory_as_model", &[work(), &picture]);
     refused("text_as_model", &[&file("model.txt", b"this is no model\n"), &picture]);
     refused("no_model", &[Path::new("/nonexistent/model.onnx"), &picture]);
+    let whole = std::fs::read(model()).unwrap();
+    refused("truncated_model", &[&file("truncated.onnx", &whole[..whole.len() / 3]), &picture]);
+    let mut flipped = whole.clone();
+    let at = whole.windows(18).position(|w| w == b"LayerNormalization").unwrap();
+    flipped[at] ^= 1;
+    refused("flipped_bit_in_a_name", &[&file("flipped.onnx", &flipped), &picture]);
+    let mut graph = Graph::read(&model()).unwrap();
+    let transpose = graph.nodes.iter_mut().find(|n| n.op_type() == "Transpose").unwrap();
+    transpose.attribute[0].ints[1] = 0;
+    graph.write(&work().join("perm.onnx")).unwrap();
+    refused("no_permutation", &[&work().join("perm.onnx"), &picture]);
+    // tract panics on this one; the answer is an error of ours, and nothing else is printed
+    let mut graph = Graph::read(&model()).unwrap();
+    let transpose = graph.nodes.iter_mut().find(|n| n.op_type() == "Transpose").unwrap();
+    transpose.attribute[0].ints.push(3);
+    graph.write(&work().join("panic.onnx")).unwrap();
+    refused("the_engine_panics", &[&work().join("panic.onnx"), &picture]);
     refused("model_without_card", &[&deit(), &picture]);
     refused("card_of_another_model", &[&work().join("wrong.onnx"), &picture]);
 }

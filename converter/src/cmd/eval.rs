@@ -7,6 +7,7 @@ use anyhow::Result;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use vedge_calibration::Dataset;
+use vedge_runtime::error::counted;
 use vedge_runtime::{Error, Options};
 
 /// Compare models on labelled pictures: accuracy, agreement with the first, latency.
@@ -50,7 +51,7 @@ pub fn run(a: &Args) -> Result<()> {
     let (mut subjects, labels) = open(&paths, a.preprocess.as_deref(), &options)?;
     let set = Dataset::open(&a.data, labels.as_deref())?;
     if set.ignored > 0 {
-        eprintln!("warning: {} files in {} are no pictures", set.ignored, a.data.display());
+        eprintln!("warning: {} in {} ignored: no picture", counted(set.ignored, "file"), a.data.display());
     }
     let items = set.pick(a.limit.unwrap_or(usize::MAX));
     let scores = evaluate(&mut subjects, &items, &set.labels)?;

@@ -3,14 +3,15 @@
 use super::{out, table};
 use crate::arch::{self, Architecture};
 use crate::passes::{self, Prepare};
-use crate::row;
+use crate::{row, shapes};
 use anyhow::Result;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use vedge_runtime::onnx::Graph;
+use vedge_runtime::error::counted;
+use vedge_runtime::onnx::{Graph, NodeProto};
 use vedge_runtime::session::{How, PlanLine};
-use vedge_runtime::{Card, Options, Session};
+use vedge_runtime::{Card, Error, Options, Session};
 
 /// What a model is made of and how each part of it will run.
 #[derive(Debug, clap::Args)]
@@ -36,6 +37,8 @@ pub struct Ways {
     pub tract: usize,
     /// Moves data only.
     pub layout: usize,
+    /// Cannot run.
+    pub unsupported: usize,
 }
 
 /// Everything `vedge inspect` says.
@@ -48,14 +51,18 @@ struct Report {
     inputs: Vec<Tensor>,
     outputs: Vec<Tensor>,
     architecture: Architecture,
-    /// By operator class; absent where the model does not run.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    runs: Option<BTreeMap<String, Ways>>,
+    /// By operator class; where the model does not run, what is known of it all the same.
+    runs: BTreeMap<String, Ways>,
     /// Operators that carry quantization but run in float, and why.
     quantized_but_float: Vec<PlanLine>,
+    /// Operators that cannot run, and why.
+    unsupported: Vec<PlanLine>,
     /// Why the model does not run; absent where it does.
     #[serde(skip_serializing_if = "Option::is_none")]
-    unsupported: Option<String>,
+    refused: Option<String>,
+    /// What to do about that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<String>,
     /// What converting would change first.
     preparation: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -69,46 +76,46 @@ struct Tensor {
     shape: Option<Vec<Option<usize>>>,
 }
 
-/// Runs the command.
+/// Runs the command. A model that does not run is shown all the same, then it is an error.
 pub fn run(a: &Args) -> Result<()> {
     let report = inspect(a)?;
     match a.json {
-        true => out::json(&report),
-        false => out::text(&text(&report)),
+        true => out::json(&report)?,
+        false => out::text(&text(&report))?,
+    }
+    match report.refused {
+        Some(what) => Err(Error::Unsupported { what, hint: report.hint.unwrap_or_default() }.into()),
+        None => Ok(()),
     }
 }
 
 fn inspect(a: &Args) -> Result<Report> {
-    let mut graph = Graph::read(&a.model)?;
-    let card = Card::of(&graph).map_err(|e| e.in_file(&a.model))?;
+    let source = Graph::read(&a.model)?;
+    let card = Card::of(&source).map_err(|e| e.in_file(&a.model))?;
     let tensors = |list: &[vedge_runtime::onnx::ValueInfoProto]| -> Vec<Tensor> {
         list.iter().map(|i| Tensor { name: i.name().into(), shape: i.dims() }).collect()
     };
-    let (inputs, outputs) = (tensors(&graph.inputs), tensors(&graph.outputs));
-    let (mut preparation, mut unsupported) = (vec![], None);
-    if card.is_none() {
-        let mut prepared = graph.clone();
-        match passes::prepare(&mut prepared, &Prepare { size: a.size }) {
-            Ok(reports) => {
-                preparation =
-                    reports.iter().filter(|r| r.changes > 0).map(|r| format!("{}: {}", r.pass, r.line)).collect();
-                graph = prepared;
-            }
-            Err(e) => unsupported = Some(with_hint(&e)),
-        }
-    }
-    let operator_set = graph.opset();
+    let (inputs, outputs) = (tensors(&source.inputs), tensors(&source.outputs));
+    let unknown = shapes::unknown_operators(&source);
+    let Prepared { graph, preparation, refused } = prepared(&source, &unknown, card.is_some(), a);
+    let operator_set = source.opset();
     let architecture = arch::recognise(&graph);
-    let mut runs = None;
-    let mut quantized_but_float = vec![];
-    if unsupported.is_none() {
-        match Session::from_graph(graph, &Options::default()) {
-            Ok(session) => {
-                runs = Some(ways(session.plan()));
-                quantized_but_float = session.plan().iter().filter(|l| !l.note.is_empty()).cloned().collect();
-            }
-            Err(e) => unsupported = Some(with_hint(&e)),
-        }
+    let (mut plan, mut refused) = match refused {
+        None => match Session::survey(graph, &Options::default()) {
+            Ok(plan) => (plan, None),
+            Err(e) => (vec![], Some(e)),
+        },
+        Some(e) => (vec![], Some(e)),
+    };
+    for (index, e) in &unknown {
+        plan.push(unsupported_line(&source.nodes[*index], e));
+    }
+    let (mut quantized_but_float, mut unsupported) = (vec![], vec![]);
+    for l in plan.iter().filter(|l| !l.note.is_empty()) {
+        if l.how == How::Unsupported { &mut unsupported } else { &mut quantized_but_float }.push(l.clone());
+    }
+    if !unsupported.is_empty() {
+        refused = Some(cannot_run(&unsupported, unknown.into_iter().next().map(|u| u.1)));
     }
     Ok(Report {
         v: 1,
@@ -118,18 +125,62 @@ fn inspect(a: &Args) -> Result<Report> {
         inputs,
         outputs,
         architecture,
-        runs,
+        runs: ways(&plan),
         quantized_but_float,
         unsupported,
+        hint: refused.as_ref().and_then(|e| e.hint()).map(Into::into),
+        refused: refused.map(|e| e.to_string()),
         preparation,
         card,
     })
 }
 
-fn with_hint(e: &vedge_runtime::Error) -> String {
-    match e.hint() {
-        Some(hint) => format!("{e} ({hint})"),
-        None => e.to_string(),
+/// A graph as converting would prepare it; where that fails, the graph of the file and why.
+struct Prepared {
+    graph: Graph,
+    preparation: Vec<String>,
+    refused: Option<Error>,
+}
+
+/// Where operators are unknown, what is around them is prepared with each of them passing its first input on, which is
+/// the shape that such an operator has most often; it is left out of the plan when the rest does not fit together so.
+fn prepared(source: &Graph, unknown: &[(usize, Error)], converted: bool, a: &Args) -> Prepared {
+    let mut graph = source.clone();
+    for &(index, _) in unknown {
+        let n = &mut graph.nodes[index];
+        *n = NodeProto::of("Identity", &[n.input_name(0)], &[n.output.first().map_or("", String::as_str)], vec![]);
+    }
+    if converted && unknown.is_empty() {
+        return Prepared { graph, preparation: vec![], refused: None };
+    }
+    match passes::prepare(&mut graph, &Prepare { size: a.size }) {
+        Ok(reports) => {
+            let changes = reports.iter().filter(|r| r.changes > 0);
+            let preparation = changes.map(|r| format!("{}: {}", r.pass, r.line)).collect();
+            Prepared { graph, preparation, refused: None }
+        }
+        Err(e) => Prepared { graph: source.clone(), preparation: vec![], refused: Some(e) },
+    }
+}
+
+fn unsupported_line(n: &NodeProto, e: &Error) -> PlanLine {
+    let name = if n.name().is_empty() { n.output.first().map_or("", String::as_str) } else { n.name() };
+    let class = [n.domain(), n.op_type()].into_iter().filter(|s| !s.is_empty()).collect::<Vec<_>>().join(".");
+    PlanLine { name: name.into(), class, how: How::Unsupported, note: e.to_string() }
+}
+
+/// The error that sums up which operators cannot run.
+fn cannot_run(unsupported: &[PlanLine], first: Option<Error>) -> Error {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for l in unsupported {
+        *counts.entry(&l.class).or_default() += 1;
+    }
+    let list: Vec<String> = counts.iter().map(|(class, n)| format!("{class} ({n})")).collect();
+    let hint = first.as_ref().and_then(Error::hint).unwrap_or("export the model without them");
+    let many = counted(unsupported.len(), "unsupported operator");
+    Error::Unsupported {
+        what: format!("the model does not run, it has {many}: {}", list.join(", ")),
+        hint: hint.into(),
     }
 }
 
@@ -143,19 +194,25 @@ pub fn ways(plan: &[PlanLine]) -> BTreeMap<String, Ways> {
             How::Fused => w.fused += 1,
             How::Tract => w.tract += 1,
             How::Layout => w.layout += 1,
+            How::Unsupported => w.unsupported += 1,
         }
     }
     by_class
 }
 
-/// The classes of a plan as a table: classes with integer layers first.
+/// The classes of a plan as a table: what cannot run (a column only where there is such) first, then classes with
+/// integer layers.
 pub fn plan_table(by_class: &BTreeMap<String, Ways>) -> Vec<Vec<String>> {
-    let mut rows = vec![row!["operator", "integer", "fused float", "tract float", "data only"]];
+    let mut rows = vec![row!["operator", "integer", "fused float", "tract float", "data only", "unsupported"]];
     let mut classes: Vec<(&String, &Ways)> = by_class.iter().collect();
-    classes.sort_by_key(|(name, w)| (w.integer == 0, w.fused == 0, w.tract == 0, name.as_str()));
+    classes.sort_by_key(|(name, w)| (w.unsupported == 0, w.integer == 0, w.fused == 0, w.tract == 0, name.as_str()));
     let number = |n: usize| if n == 0 { "-".to_string() } else { n.to_string() };
-    for (name, w) in classes {
-        rows.push(row![name, number(w.integer), number(w.fused), number(w.tract), number(w.layout)]);
+    for (name, w) in &classes {
+        let counts = [w.integer, w.fused, w.tract, w.layout, w.unsupported].map(number);
+        rows.push(std::iter::once((*name).clone()).chain(counts).collect());
+    }
+    if classes.iter().all(|(_, w)| w.unsupported == 0) {
+        rows.iter_mut().for_each(|row| row.truncate(5));
     }
     rows
 }
@@ -196,13 +253,15 @@ fn text(r: &Report) -> String {
         t += &section("what was done", card.provenance.passes.iter().cloned());
     }
     t += &section("converting prepares it", r.preparation.iter().cloned());
-    match (&r.runs, &r.unsupported) {
-        (_, Some(why)) => t += &format!("\nunsupported: {why}\n"),
-        (Some(runs), None) => {
-            t += &format!("\nhow it runs (number of operators)\n{}", table::format(&plan_table(runs)))
-        }
-        (None, None) => {}
+    if !r.runs.is_empty() {
+        t += &format!("\nhow it runs (number of operators)\n{}", table::format(&plan_table(&r.runs)));
     }
+    let known = r.runs.values().any(|w| w.integer + w.fused + w.tract + w.layout > 0);
+    if !known && !r.unsupported.is_empty() {
+        t += "how the other operators run cannot be told: their shapes depend on what is unsupported\n";
+    }
+    let unsupported = r.unsupported.iter().map(|l| l.note.clone());
+    t += &section("unsupported", unsupported);
     let notes = r.quantized_but_float.iter().map(|l| format!("{} ({}): {}", l.name, l.class, l.note));
     t + &section("quantized, but runs in float", notes)
 }
@@ -244,7 +303,7 @@ fn card_lines(c: &Card) -> Vec<(&'static str, String)> {
         ),
     ];
     if let Some(k) = &c.provenance.calibration {
-        lines.push(("calibrated with", format!("{} pictures (SHA-256 {}…)", k.pictures, short(&k.sha256))));
+        lines.push(("calibrated with", format!("{} (SHA-256 {}…)", counted(k.pictures, "picture"), short(&k.sha256))));
     }
     lines
 }

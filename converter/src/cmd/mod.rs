@@ -50,8 +50,8 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
 pub fn exit_code(e: &anyhow::Error) -> u8 {
     match e.downcast_ref::<Error>() {
         _ if out::reader_went_away(e) => 0,
-        Some(Error::Usage { .. }) => 2,
-        _ => 1,
+        Some(e) => e.exit_status(),
+        None => 1,
     }
 }
 

@@ -2,16 +2,16 @@
 
 use super::describe;
 use prost::Message;
-use std::cell::Cell;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{LazyLock, Once};
+use std::sync::LazyLock;
 use tract_onnx::Onnx;
 use tract_onnx::pb;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::internal::{DimLike, Factoid};
+use vedge_runtime::guard::caught;
 use vedge_runtime::onnx::proto::GraphProto;
 use vedge_runtime::onnx::{
-    DType, ModelProto, NodeProto, TensorProto, ValueInfoProto, elements, f32_tensor, shape_of, tensor, to_f32, to_i64,
+    DType, ModelProto, NodeProto, TensorProto, ValueInfoProto, absurd, elements, f32_tensor, shape_of, tensor, to_f32,
+    to_i64,
 };
 use vedge_runtime::{Error, Result};
 
@@ -41,15 +41,15 @@ pub(super) fn infer_node(
     given: Vec<Given>,
     evaluate: bool,
 ) -> Result<Vec<Found>> {
-    let domain = node.domain();
-    let known = ["", "ai.onnx", "com.microsoft", "ai.onnx.ml"].contains(&domain);
-    if !known || !ONNX.op_register.0.contains_key(node.op_type()) {
+    if !is_known(node) {
         return Err(unsupported(header, node));
     }
     if evaluate && node.op_type() == "BatchNormalization" && node.int("training_mode", 0) != 0 {
         return batch_norm_of_constant(node, &given);
     }
-    refuse_absurd(node)?;
+    if let Some(what) = absurd(node) {
+        return Err(Error::BadModel(format!("{} {what}", describe(node))));
+    }
     refuse_huge(node, &given)?;
     let model = ModelProto {
         ir_version: header.ir_version,
@@ -102,7 +102,14 @@ fn one_node_graph(node: &NodeProto, given: Vec<Given>) -> GraphProto {
     graph
 }
 
-fn unsupported(header: &ModelProto, node: &NodeProto) -> Error {
+/// Whether the operator is one that the engine knows at all.
+pub(super) fn is_known(node: &NodeProto) -> bool {
+    let domain = ["", "ai.onnx", "com.microsoft", "ai.onnx.ml"].contains(&node.domain());
+    domain && ONNX.op_register.0.contains_key(node.op_type())
+}
+
+/// The error that names an operator which is not known.
+pub(super) fn unsupported(header: &ModelProto, node: &NodeProto) -> Error {
     let local = header.functions.iter().any(|f| f.name() == node.op_type() && f.domain() == node.domain());
     let domain = if node.domain().is_empty() { String::new() } else { format!(" of domain `{}`", node.domain()) };
     if local {
@@ -115,21 +122,6 @@ fn unsupported(header: &ModelProto, node: &NodeProto) -> Error {
         what: format!("{}: operator `{}`{domain} is not supported", describe(node), node.op_type()),
         hint: "export the model without it, or with only operators of the default ONNX domain".into(),
     }
-}
-
-/// Refuses numbers that only a damaged file has and that tract would count up to.
-fn refuse_absurd(node: &NodeProto) -> Result<()> {
-    for a in &node.attribute {
-        let limit = match a.name() {
-            "axis" | "axes" | "perm" | "batch_dims" => 64,
-            "num_outputs" | "group" | "blocksize" | "kernel_shape" | "pads" | "strides" | "dilations" => 1 << 16,
-            _ => continue,
-        };
-        if let Some(v) = a.i.iter().chain(&a.ints).find(|v| v.unsigned_abs() > limit) {
-            return Err(Error::BadModel(format!("{}: `{}` is {v}: the file is damaged", describe(node), a.name())));
-        }
-    }
-    Ok(())
 }
 
 /// Refuses results that only a damaged or hostile file asks for, before memory is asked for.
@@ -253,32 +245,11 @@ fn onnx_type(t: DatumType) -> TractResult<DType> {
     })
 }
 
-thread_local! {
-    static QUIET: Cell<bool> = const { Cell::new(false) };
-}
-
 /// Runs `f`; an error or a panic of tract becomes a message, and nothing is printed.
 fn guarded<T>(f: impl FnOnce() -> TractResult<T>) -> Result<T, String> {
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let previous = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| {
-            if !QUIET.get() {
-                previous(info);
-            }
-        }));
-    });
-    QUIET.set(true);
-    let result = catch_unwind(AssertUnwindSafe(f));
-    QUIET.set(false);
-    match result {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(e)) => Err(innermost(&e)),
-        Err(panic) => {
-            let text =
-                panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-            Err(format!("does not fit its inputs ({})", text.unwrap_or("no reason given")))
-        }
+    match caught(f) {
+        Ok(result) => result.map_err(|e| innermost(&e)),
+        Err(panic) => Err(format!("does not fit its inputs ({panic})")),
     }
 }
 

@@ -37,7 +37,7 @@ pub fn report(e: &anyhow::Error) -> ExitCode {
     if let Some(hint) = own.and_then(vedge_runtime::Error::hint) {
         eprintln!("\nhint: {hint}");
     }
-    ExitCode::from(if matches!(own, Some(vedge_runtime::Error::Usage { .. })) { 2 } else { 1 })
+    ExitCode::from(own.map_or(1, vedge_runtime::Error::exit_status))
 }
 
 /// Prints data to standard output; unlike `println!` it does not panic when the reader is gone.

@@ -7,11 +7,11 @@ use crate::kernels::attention::{Attention, HeadView};
 use crate::kernels::conv::{Conv, ConvWeights};
 use crate::kernels::linear::Linear;
 use crate::kernels::{MR_I8, NR};
-use crate::onnx::{Graph, elements};
+use crate::onnx::{Graph, absurd, elements};
 use std::collections::HashSet;
 
 /// Elements of one input or buffer that vedge takes; far beyond any picture.
-const LIMIT: u128 = 1 << 28;
+pub const LIMIT: u128 = 1 << 28;
 
 /// Inputs of an integer layer up to which 32-bit sums of u8 × i8 are exact.
 pub const EXACT_INPUTS: usize = (i32::MAX / (255 * 128)) as usize;
@@ -28,9 +28,8 @@ pub fn graph(g: &Graph) -> Result<()> {
         if n.domain() == DOMAIN {
             return bad(format!("is of the domain `{DOMAIN}`, which no file may use"));
         }
-        // tract counts from the axis upwards: a damaged one takes it forever.
-        if let Some(axis) = n.attr("axis").map(|a| a.i()).filter(|a| !(-64..=64).contains(a)) {
-            return bad(format!("has axis {axis}: the file is damaged"));
+        if let Some(what) = absurd(n) {
+            return bad(what);
         }
         if n.output.is_empty() {
             return bad("has no output: the file is damaged".into());
@@ -61,7 +60,8 @@ pub fn input(name: &str, shape: &[usize]) -> Result<()> {
     })
 }
 
-fn product(sizes: &[usize]) -> u128 {
+/// Number of elements, the largest number where it overflows.
+pub fn product(sizes: &[usize]) -> u128 {
     sizes.iter().fold(1u128, |p, &s| p.saturating_mul(s as u128))
 }
 

@@ -15,6 +15,8 @@ pub enum How {
     Tract,
     /// Moves or reinterprets data only (reshape, transpose, constant).
     Layout,
+    /// Not at all: the model cannot be loaded.
+    Unsupported,
 }
 
 /// One operator of the execution plan.
@@ -26,7 +28,7 @@ pub struct PlanLine {
     pub class: String,
     /// How it runs.
     pub how: How,
-    /// Why it does not run in integers although it carries quantization; empty otherwise.
+    /// Why it does not run, or not in integers although it carries quantization; empty otherwise.
     pub note: String,
 }
 
@@ -53,7 +55,7 @@ const LAYOUT: [&str; 19] = [
     "Shape",
 ];
 
-/// How each operator of a lowered graph runs, in execution order.
+/// How each operator of a lowered graph runs, in execution order, provided that it can be wired.
 pub fn lines(l: &Lowered) -> Vec<PlanLine> {
     l.graph.nodes.iter().map(|n| line(l, n)).collect()
 }

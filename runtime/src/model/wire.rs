@@ -1,10 +1,12 @@
 //! A lowered graph as a tract plan: our operators as they are, every other node through tract's ONNX reader, one node
 //! at a time with the types and shapes already known. tract's own analysis of the whole graph is not needed.
 
+use super::check;
 use super::lower::{DOMAIN, Lowered, fused_index};
 use super::ops::{Fused, FusedOp};
 use crate::error::{Error, Result};
 use crate::exec::Exec;
+use crate::guard::caught;
 use crate::onnx::{Graph, NodeProto, ValueInfoProto};
 use prost::Message;
 use std::collections::HashMap;
@@ -18,6 +20,16 @@ use tract_onnx::tract_hir::internal::*;
 /// # Errors
 /// [`Error::Unsupported`] with the node's name and operator when tract does not take it.
 pub fn wire(lowered: Lowered, exec: &Arc<Exec>) -> Result<TypedModel> {
+    wire_or(lowered, exec, &mut |_, _, e| Err(e))
+}
+
+/// As [`wire`], but `failed` is told of each node that cannot be wired (its index, itself, why) and may let the rest
+/// go on with what the file states of its outputs. Nodes that lack such a statement fail in turn.
+pub fn wire_or(
+    lowered: Lowered,
+    exec: &Arc<Exec>,
+    failed: &mut dyn FnMut(usize, &NodeProto, Error) -> Result<()>,
+) -> Result<TypedModel> {
     let Lowered { mut graph, fused, .. } = lowered;
     let mut fused: Vec<Option<Fused>> = fused.into_iter().map(Some).collect();
     let onnx = tract_onnx::onnx();
@@ -33,13 +45,17 @@ pub fn wire(lowered: Lowered, exec: &Arc<Exec>) -> Result<TypedModel> {
         graph: Some(crate::onnx::proto::GraphProto::default()),
         ..graph.header.clone()
     })?;
-    for n in &nodes {
+    for (index, n) in nodes.iter().enumerate() {
         for input in n.input.iter().filter(|i| !i.is_empty()) {
             w.constant(&graph, input)?;
         }
-        match fused_index(n) {
-            Some(i) => w.fused(&graph, n, fused[i].take().expect("an operator stands for one node"))?,
-            None => guarded(|| w.node(&header, graph.opset(), n)).map_err(|e| unsupported(n, &e))?,
+        let wired = match fused_index(n) {
+            Some(i) => w.fused(&graph, n, fused[i].take().expect("an operator stands for one node")),
+            None => guarded(|| w.node(&header, graph.opset(), n)).map_err(|e| unsupported(n, &e)),
+        };
+        if let Err(e) = wired {
+            failed(index, n, e)?;
+            w.stand_in(&graph, n)?;
         }
     }
     let mut outputs = vec![];
@@ -54,11 +70,7 @@ pub fn wire(lowered: Lowered, exec: &Arc<Exec>) -> Result<TypedModel> {
 
 /// tract may panic on graphs it does not expect; that is an error of the model, not of this program.
 pub fn guarded<T>(f: impl FnOnce() -> TractResult<T>) -> TractResult<T> {
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().cloned();
-        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string()));
-        Err(format_err!("{}", text.unwrap_or_else(|| "panic".into())))
-    })
+    caught(f).unwrap_or_else(|panic| Err(format_err!("{panic}")))
 }
 
 fn unsupported(n: &NodeProto, e: &TractError) -> Error {
@@ -110,6 +122,17 @@ impl Wiring<'_> {
         };
         let outlet = guarded(load).map_err(|e| Error::BadModel(format!("tensor `{name}`: {e:#}")))?;
         self.values.insert(name.into(), outlet);
+        Ok(())
+    }
+
+    /// Sources in place of a node's outputs, as the file states them.
+    fn stand_in(&mut self, graph: &Graph, n: &NodeProto) -> Result<()> {
+        for o in n.output.iter().filter(|o| !o.is_empty()) {
+            let stated = graph.value_info.get(o).or_else(|| graph.outputs.iter().find(|v| v.name() == o));
+            let Some(Ok(fact)) = stated.map(input_fact) else { continue };
+            let outlet = self.model.add_source(o, fact).map_err(|e| Error::Engine(format!("{e:#}")))?;
+            self.values.insert(o.clone(), outlet);
+        }
         Ok(())
     }
 
@@ -182,6 +205,10 @@ impl Wiring<'_> {
         let node = alone.node(id);
         let outlets = node.op.to_typed(&alone, node, &mut self.model, &mapping)?;
         for (name, outlet) in names.iter().zip(outlets) {
+            let fact = self.model.outlet_fact(outlet)?;
+            if let Some(shape) = fact.shape.as_concrete() {
+                ensure!(check::product(shape) <= check::LIMIT, "its result {shape:?} is too large");
+            }
             self.values.insert((*name).clone(), outlet);
         }
         Ok(())

@@ -202,7 +202,7 @@ fn compose(outer: &View, inner: &View) -> Option<View> {
         offset += left / s * a.1;
         left %= s;
     }
-    Some(View { root: inner.root.clone(), offset, axes, through: vec![] })
+    Some(View { root: inner.root.clone(), offset, axes })
 }
 
 /// A product or quotient with a constant scalar: the other operand and the factor.

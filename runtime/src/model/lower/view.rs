@@ -11,8 +11,6 @@ pub struct View {
     pub offset: usize,
     /// Size and stride (in elements) of each axis.
     pub axes: Vec<(usize, usize)>,
-    /// Nodes that the view makes unnecessary, if nothing else uses them.
-    pub through: Vec<usize>,
 }
 
 /// Strides of a contiguous tensor.
@@ -26,7 +24,7 @@ pub fn strides(shape: &[usize]) -> Vec<usize> {
 
 fn contiguous(root: &str, shape: &[usize]) -> View {
     let axes = shape.iter().copied().zip(strides(shape)).collect();
-    View { root: root.into(), offset: 0, axes, through: vec![] }
+    View { root: root.into(), offset: 0, axes }
 }
 
 /// The view that a value is; `None` when its shape is not known or empty.
@@ -41,8 +39,7 @@ fn within(g: &Graph, uses: &Uses, name: &str, steps: usize) -> Option<View> {
 }
 
 fn step(g: &Graph, uses: &Uses, name: &str, shape: &[usize], steps: usize) -> Option<View> {
-    let index = uses.producer(name)?;
-    let n = &g.nodes[index];
+    let n = &g.nodes[uses.producer(name)?];
     let source = n.input_name(0);
     let mut v = match n.op_type() {
         "Transpose" | "Reshape" | "Squeeze" | "Unsqueeze" | "Flatten" | "Slice" | "Split" | "Gather" | "Identity" => {
@@ -102,7 +99,6 @@ fn step(g: &Graph, uses: &Uses, name: &str, shape: &[usize], steps: usize) -> Op
         }
         _ => return None,
     }
-    v.through.push(index);
     (v.axes.iter().map(|a| a.0).eq(shape.iter().copied())).then_some(v)
 }
 
@@ -115,7 +111,7 @@ fn reshape(axes: &[(usize, usize)], shape: &[usize]) -> Option<Vec<(usize, usize
     let mut old = axes.iter().filter(|a| a.0 != 1).copied().peekable();
     let mut out: Vec<(usize, usize)> = vec![];
     let (mut size, mut stride) = (1, 1); // What is left of the current run.
-    for (i, &want) in shape.iter().enumerate() {
+    for &want in shape {
         if want == 1 {
             out.push((1, 1));
             continue;
@@ -131,7 +127,6 @@ fn reshape(axes: &[(usize, usize)], shape: &[usize]) -> Option<Vec<(usize, usize
         // The run so far has `size` elements with innermost stride `stride`.
         size /= want;
         out.push((want, size * stride));
-        let _ = i;
     }
     (old.peek().is_none() && size == 1).then_some(out)
 }
