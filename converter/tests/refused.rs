@@ -191,6 +191,8 @@ fn calibration_pictures_that_are_none() {
 #[test]
 fn settings_that_do_not_fit() {
     convert_refused("size_off_the_grid", &deit(), &[&FLOAT[..], &["--size", "60x100"]].concat());
+    let mobilevit = repository().join("models/mobilevit_nano.onnx");
+    convert_refused("size_between_patches", &mobilevit, &[&FLOAT[..], &["--size", "65"]].concat());
     convert_refused("size_of_no_number", &deit(), &[&FLOAT[..], &["--size", "large"]].concat());
     convert_refused("unknown_preprocess", &deit(), &["--precision", "fp32", "--preprocess", "imagnet"]);
     convert_refused("no_preprocess", &deit(), &["--precision", "fp32"]);

@@ -1,7 +1,7 @@
 //! Batch 1 and a fixed resolution.
 
 use super::resize::{Size, resize};
-use super::{Context, Pass, PassReport, fold, report};
+use super::{Context, Pass, PassReport, Prepare, fold, report};
 use crate::shapes::{self, describe};
 use std::collections::HashSet;
 use vedge_runtime::onnx::{DType, Graph, NodeProto, shape_of, value_info};
@@ -15,57 +15,87 @@ impl Pass for Freeze {
     }
 
     fn run(&self, graph: &mut Graph, cx: &Context) -> Result<PassReport> {
-        graph.value_info.clear();
-        let (dtype, dims) = picture(graph)?;
-        let declared = dims[dims.len() - 2].zip(dims[dims.len() - 1]);
-        let wanted = cx.options.size;
-        if let Some(size) = wanted.filter(|&s| declared != Some(s)) {
-            fits_patches(graph, size)?;
+        let Some(size) = cx.options.size else { return freeze(graph, cx) };
+        let before = graph.clone();
+        match freeze(graph, cx) {
+            Err(Error::Unsupported { what, hint }) => {
+                let near = nearest(size, |size| {
+                    let options = Prepare { size: Some(size) };
+                    freeze(&mut before.clone(), &Context { options }).is_ok()
+                });
+                let hint = if near.is_empty() { hint } else { format!("the nearest sizes that fit: {near}") };
+                Err(Error::Unsupported { what, hint })
+            }
+            result => result,
         }
-        let fix = |graph: &mut Graph, size: Size| {
-            let name = graph.inputs[0].name().to_string();
-            let mut shape: Vec<usize> = dims.iter().map(|d| d.unwrap_or(1)).collect();
-            let rank = shape.len();
-            shape[0] = 1;
-            shape[rank - 2..].copy_from_slice(&[size.0, size.1]);
-            graph.inputs[0] = value_info(&name, dtype, &shape);
-            shapes::infer(graph).map(|_| ())
-        };
-        let mut how = String::new();
-        let exported = match (declared, wanted) {
-            (Some(size), _) => {
-                fix(graph, size)?;
-                size
-            }
-            (None, Some(size)) => match fix(graph, size) {
-                Ok(()) => size,
-                Err(misfit) => {
-                    // The graph takes any size, its positions do not: freeze it at theirs, then go on from there.
-                    let fits = implied(graph).into_iter().find(|&s| fix(graph, s).is_ok());
-                    let size = fits.ok_or_else(|| not_at(size, &misfit))?;
-                    how = format!(", positions are for {}x{}", size.0, size.1);
-                    size
-                }
-            },
-            (None, None) => {
-                let size = implied(graph).into_iter().find(|&s| fix(graph, s).is_ok()).ok_or_else(|| no_size(graph))?;
-                how = format!(", {}x{} being the size of its positions", size.0, size.1);
-                size
-            }
-        };
-        let size = wanted.unwrap_or(exported);
-        if size != exported {
-            fold::Fold.run(graph, cx)?;
-            let done = resize(graph, size)?;
-            let from = format!(", resized from {}x{}: {} constants rewritten", exported.0, exported.1, done.constants);
-            how += &from;
-            if !done.positions.is_empty() {
-                how += &format!(", {}", done.positions);
-            }
-        }
-        let line = format!("input `{}` fixed to batch 1, {}x{} pixels{how}", graph.inputs[0].name(), size.0, size.1);
-        Ok(report(self.name(), 1, line))
     }
+}
+
+/// The nearest sizes below and above that fit, in words: multiples of powers of two, which is what models ask for.
+fn nearest(size: Size, fits: impl Fn(Size) -> bool) -> String {
+    let show = |(h, w): Size| if h == w { h.to_string() } else { format!("{h}x{w}") };
+    let find = |round: &dyn Fn(usize, usize) -> usize| {
+        let mut sizes: Vec<Size> = [8, 16, 32, 64, 128].map(|m| (round(size.0, m), round(size.1, m))).to_vec();
+        sizes.retain(|&s| s != size && s.0 > 0 && s.1 > 0);
+        sizes.dedup();
+        sizes.into_iter().find(|&s| fits(s))
+    };
+    let below = find(&|pixels, m| pixels / m * m);
+    let above = find(&|pixels, m| pixels.next_multiple_of(m));
+    below.into_iter().chain(above).map(show).collect::<Vec<_>>().join(" or ")
+}
+
+fn freeze(graph: &mut Graph, cx: &Context) -> Result<PassReport> {
+    graph.value_info.clear();
+    let (dtype, dims) = picture(graph)?;
+    let declared = dims[dims.len() - 2].zip(dims[dims.len() - 1]);
+    let wanted = cx.options.size;
+    if let Some(size) = wanted.filter(|&s| declared != Some(s)) {
+        fits_patches(graph, size)?;
+    }
+    let fix = |graph: &mut Graph, size: Size| {
+        let name = graph.inputs[0].name().to_string();
+        let mut shape: Vec<usize> = dims.iter().map(|d| d.unwrap_or(1)).collect();
+        let rank = shape.len();
+        shape[0] = 1;
+        shape[rank - 2..].copy_from_slice(&[size.0, size.1]);
+        graph.inputs[0] = value_info(&name, dtype, &shape);
+        shapes::infer(graph).map(|_| ())
+    };
+    let mut how = String::new();
+    let exported = match (declared, wanted) {
+        (Some(size), _) => {
+            fix(graph, size)?;
+            size
+        }
+        (None, Some(size)) => match fix(graph, size) {
+            Ok(()) => size,
+            Err(misfit) => {
+                // The graph takes any size, its positions do not: freeze it at theirs, then go on from there.
+                let fits = implied(graph).into_iter().find(|&s| fix(graph, s).is_ok());
+                let size = fits.ok_or_else(|| not_at(size, &misfit))?;
+                how = format!(", positions are for {}x{}", size.0, size.1);
+                size
+            }
+        },
+        (None, None) => {
+            let size = implied(graph).into_iter().find(|&s| fix(graph, s).is_ok()).ok_or_else(|| no_size(graph))?;
+            how = format!(", {}x{} being the size of its positions", size.0, size.1);
+            size
+        }
+    };
+    let size = wanted.unwrap_or(exported);
+    if size != exported {
+        fold::Fold.run(graph, cx)?;
+        let done = resize(graph, size)?;
+        let from = format!(", resized from {}x{}: {} constants rewritten", exported.0, exported.1, done.constants);
+        how += &from;
+        if !done.positions.is_empty() {
+            how += &format!(", {}", done.positions);
+        }
+    }
+    let line = format!("input `{}` fixed to batch 1, {}x{} pixels{how}", graph.inputs[0].name(), size.0, size.1);
+    Ok(report("freeze", 1, line))
 }
 
 fn not_at(size: Size, misfit: &Error) -> Error {

@@ -6,7 +6,7 @@
 
 use super::positions::resample;
 use crate::shapes::{self, Facts, describe, infer_one};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use vedge_runtime::onnx::{Graph, NodeProto, attr, elements, f32_tensor, i64_tensor, shape_of, value_info};
 use vedge_runtime::{Error, Result};
 
@@ -37,6 +37,7 @@ pub(super) fn resize(graph: &mut Graph, new: Size) -> Result<Resized> {
         rows: BTreeSet::from([(shape[rank - 2], new.0)]),
         columns: BTreeSet::from([(shape[rank - 1], new.1)]),
         new: Facts::default(),
+        factors: HashMap::new(),
         done: Resized::default(),
         old,
     };
@@ -51,6 +52,7 @@ pub(super) fn resize(graph: &mut Graph, new: Size) -> Result<Resized> {
         walk.rewrite(graph, &mut node)?;
         infer_one(graph, &node, &mut walk.new).map_err(|e| stuck(&node, &e.to_string()))?;
         walk.learn(&node);
+        walk.follow(&node);
         graph.nodes[i] = node;
     }
     graph.prune_unused();
@@ -73,6 +75,8 @@ struct Walk {
     columns: BTreeSet<(usize, usize)>,
     old: Facts,
     new: Facts,
+    /// By value name, where they are finer than the dimensions: what reshapes took apart or together.
+    factors: HashMap<String, Vec<Factors>>,
     done: Resized,
 }
 
@@ -126,50 +130,98 @@ impl Walk {
     }
 
     fn reshape(&mut self, graph: &mut Graph, node: &mut NodeProto) -> Result<()> {
-        let Some((from, from_new)) = self.shapes(node.input_name(0)) else { return Ok(()) };
         let Some(to) = self.old.shape(&node.output[0]) else { return Ok(()) };
-        let mut target = Vec::with_capacity(to.len());
-        for (a, b) in groups(from, to) {
-            let (kept, product) = (from[a.clone()] == from_new[a.clone()], elements(&from_new[a]));
-            let dims = &to[b];
-            match dims {
-                _ if kept => target.extend(dims.iter().copied()),
-                // One dimension of the target (apart from ones) takes all.
-                _ if dims.iter().filter(|&&d| d != 1).count() <= 1 => {
-                    let at = dims.iter().position(|&d| d != 1).unwrap_or(0);
-                    target.extend(dims.iter().enumerate().map(|(i, &d)| if i == at { product } else { d }));
-                }
-                _ => target.extend(self.grid(dims, product).ok_or_else(|| {
-                    stuck(node, &format!("its shape {to:?} does not say which dimensions follow the size"))
-                })?),
-            }
-        }
-        let target: Vec<i64> = target.into_iter().map(|d| d as i64).collect();
+        let factors = self.distribute(node.input_name(0), to).map_err(|why| stuck(node, &why))?;
+        let target: Vec<i64> = factors.iter().map(|dim| new_size(dim) as i64).collect();
         self.set(graph, node, 1, &target);
         Ok(())
     }
 
-    /// The one way to give some of `dims` a new feature map size (a height before a width, or only one of them) so
-    /// that they multiply to `product`.
-    fn grid(&self, dims: &[usize], product: usize) -> Option<Vec<usize>> {
-        let replaced = |sizes: &BTreeSet<Size>, dims: &[usize], from: usize| -> Vec<(usize, Vec<usize>)> {
-            let places = (from..dims.len()).flat_map(|at| sizes.iter().map(move |&size| (at, size)));
-            places
-                .filter(|&(at, (old, _))| dims[at] == old)
-                .map(|(at, (_, new))| {
-                    (at + 1, dims.iter().enumerate().map(|(i, &d)| if i == at { new } else { d }).collect())
-                })
-                .collect()
-        };
-        let fits = |dims: &Vec<usize>| elements(dims) == product;
-        let tall = replaced(&self.rows, dims, 0);
-        let both = tall.iter().flat_map(|(next, dims)| replaced(&self.columns, dims, *next)).map(|(_, d)| d);
-        let mut found: BTreeSet<Vec<usize>> = both.filter(fits).collect();
-        if found.is_empty() {
-            let wide = replaced(&self.columns, dims, 0);
-            found = tall.into_iter().chain(wide).map(|(_, d)| d).filter(fits).collect();
+    /// The factors of a value's dimensions, outer to inner.
+    fn factors(&self, value: &str) -> Vec<Factors> {
+        let Some((old, new)) = self.shapes(value) else { return vec![] };
+        let whole = || old.iter().zip(new).map(|(&a, &b)| if (a, b) == (1, 1) { vec![] } else { vec![(a, b)] });
+        self.factors.get(value).cloned().unwrap_or_else(|| whole().collect())
+    }
+
+    /// The factors of a value when its elements are given the (exported) shape `to`.
+    fn distribute(&self, value: &str, to: &[usize]) -> Result<Vec<Factors>, String> {
+        let mut left: VecDeque<Size> = self.factors(value).into_iter().flatten().collect();
+        let mut dims = vec![];
+        for &dim in to {
+            let (mut factors, mut missing) = (vec![], dim);
+            while missing > 1 {
+                let (a, b) = left.pop_front().ok_or_else(|| format!("its shape {to:?} has other elements"))?;
+                if missing % a == 0 {
+                    factors.push((a, b));
+                    missing /= a;
+                } else if a % missing == 0 {
+                    let (outer, inner) = self.take_apart((a, b), missing)?;
+                    left.push_front(inner);
+                    factors.push(outer);
+                    missing = 1;
+                } else {
+                    return Err(format!("its shape {to:?} cuts across dimensions that follow the size"));
+                }
+            }
+            dims.push(factors);
         }
-        if found.len() == 1 { found.pop_first() } else { None }
+        Ok(dims)
+    }
+
+    /// Splits a factor into an outer one that was `outer` in the export and what is inside of it. Of a height or a
+    /// width, the inner part is a patch or window and stays; a number of patches is a height times a width.
+    fn take_apart(&self, (a, b): Size, outer: usize) -> Result<(Size, Size), String> {
+        let inner = a / outer;
+        if a == b {
+            return Ok(((outer, outer), (inner, inner)));
+        }
+        let mut ways = BTreeSet::new();
+        if self.rows.contains(&(a, b)) || self.columns.contains(&(a, b)) {
+            ways.insert(((outer, b / inner), (inner, inner)));
+        }
+        for &row in self.rows.iter().filter(|row| row.0 == outer) {
+            for &column in self.columns.iter().filter(|c| c.0 == inner && row.1 * c.1 == b) {
+                ways.insert((row, column));
+            }
+        }
+        match ways.pop_first() {
+            Some((outer, inner)) if ways.is_empty() && outer.1 * inner.1 == b => Ok((outer, inner)),
+            Some((_, inner)) if ways.is_empty() => Err(format!("{b} does not divide into parts of {}", inner.0)),
+            _ => Err(format!("how {a} that becomes {b} divides into {outer} parts of {inner} is not clear")),
+        }
+    }
+
+    /// Remembers the factors of what a node made, where they follow from those of its inputs.
+    fn follow(&mut self, node: &NodeProto) {
+        let Some(output) = node.output.first() else { return };
+        let Some((old, new)) = self.shapes(output) else { return };
+        let source = self.factors(node.input_name(0));
+        let factors = match node.op_type() {
+            "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" => match self.distribute(node.input_name(0), old) {
+                Ok(factors) => factors,
+                Err(_) => return,
+            },
+            "Transpose" => {
+                let reversed: Vec<i64> = (0..source.len() as i64).rev().collect();
+                let perm = node.ints("perm").unwrap_or(&reversed);
+                perm.iter().map(|&p| source.get(p as usize).cloned().unwrap_or_default()).collect()
+            }
+            _ => {
+                // A dimension that keeps its place and its sizes is the same one.
+                let inputs = node.input.iter().map(|i| self.factors(i)).filter(|f| f.len() == old.len());
+                let inputs: Vec<Vec<Factors>> = inputs.collect();
+                let same = |i: usize| {
+                    let of = inputs.iter().map(|f| &f[i]);
+                    of.filter(|f| (old_size(f), new_size(f)) == (old[i], new[i])).max_by_key(|f| f.len()).cloned()
+                };
+                (0..old.len()).map(|i| same(i).unwrap_or_else(|| vec![(old[i], new[i])])).collect()
+            }
+        };
+        let fits = factors.iter().map(|f| (old_size(f), new_size(f))).eq(old.iter().copied().zip(new.iter().copied()));
+        if fits {
+            self.factors.insert(output.clone(), factors);
+        }
     }
 
     fn expand(&mut self, graph: &mut Graph, node: &mut NodeProto) -> Result<()> {
@@ -205,7 +257,12 @@ impl Walk {
             if near_start && end >= a as i64 {
                 ends[k] = i64::MAX;
             } else if !(near_start && end <= PREFIX as i64) {
-                return Err(stuck(node, &format!("it takes {start}..{end} of a dimension that follows the size")));
+                let end = if end >= a as i64 { "the end".into() } else { end.to_string() };
+                let why = "as windows that are shifted do, whose masks are part of the file";
+                return Err(stuck(
+                    node,
+                    &format!("it takes {start} to {end} of a dimension that follows the size, {why}"),
+                ));
             }
         }
         self.set(graph, node, 2, &ends);
@@ -316,33 +373,13 @@ impl Walk {
 /// Class and distillation token: at most this many tokens stand before the patches.
 const PREFIX: usize = 2;
 
-/// Splits two shapes with the same number of elements into the shortest runs with the same number of elements.
-fn groups(a: &[usize], b: &[usize]) -> Vec<(std::ops::Range<usize>, std::ops::Range<usize>)> {
-    let mut found = vec![];
-    let (mut i, mut j) = (0, 0);
-    while i < a.len() || j < b.len() {
-        let (i0, j0) = (i, j);
-        let (mut left, mut right) = (1usize, 1usize);
-        if i < a.len() {
-            left = a[i];
-            i += 1;
-        }
-        if j < b.len() {
-            right = b[j];
-            j += 1;
-        }
-        while left != right {
-            if left < right && i < a.len() {
-                left *= a[i];
-                i += 1;
-            } else if j < b.len() {
-                right *= b[j];
-                j += 1;
-            } else {
-                break;
-            }
-        }
-        found.push((i0..i, j0..j));
-    }
-    found
+/// Factors of a dimension, as (exported, new), outer to inner; none for a dimension of 1.
+type Factors = Vec<Size>;
+
+fn old_size(factors: &Factors) -> usize {
+    factors.iter().map(|f| f.0).product()
+}
+
+fn new_size(factors: &Factors) -> usize {
+    factors.iter().map(|f| f.1).product()
 }
