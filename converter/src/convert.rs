@@ -2,15 +2,17 @@
 
 use crate::arch::{self, Architecture};
 use crate::passes::{self, PassReport, Prepare};
-use crate::quantize::{self, Candidate, Layer, Preset, Probes, Skipped};
+use crate::quantize::{self, Candidate, Evidence, Layer, Preset, Probes, Quantized, Skipped};
 use crate::{check, preset, progress};
 use ndarray::ArrayD;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use vedge_calibration::{Dataset, Item, collect, dataset};
+use vedge_calibration::{Dataset, Item, Statistics, collect, dataset};
 use vedge_runtime::error::counted;
-use vedge_runtime::model::card::{Activations, CalibrationData, OutputKind, Preprocess, Provenance, SelfTest, VERSION};
+use vedge_runtime::model::card::{
+    Accuracy, Activations, CalibrationData, OutputKind, Preprocess, Provenance, SelfTest, VERSION,
+};
 use vedge_runtime::onnx::Graph;
 use vedge_runtime::preprocess::{decode_file, to_tensor};
 use vedge_runtime::{Card, Error, Options, Result, Session, files};
@@ -85,14 +87,16 @@ pub struct Converted {
     pub layers: Vec<Layer>,
     /// Weighted nodes that stay float although INT8 was asked for.
     pub skipped: Vec<Skipped>,
-    /// Calibrators tried, best first.
+    /// Ways to quantize that were tried, the chosen one first.
     pub candidates: Vec<Candidate>,
     /// What the user should know.
     pub warnings: Vec<String>,
 }
 
-/// How many calibration pictures judge the candidates.
+/// At most so many calibration pictures judge the candidates, a quarter of those given.
 const PROBES: usize = 32;
+/// Fewer judges than this are not held out: all pictures calibrate and judge.
+const LEAST_PROBES: usize = 8;
 /// Lowest cosine similarity of the self-test on another CPU: integer layers are equal everywhere, float ones nearly.
 const SELF_TEST_COSINE: f32 = 0.999;
 const SELF_TEST_SEED: u64 = 1;
@@ -102,11 +106,8 @@ const SELF_TEST_SEED: u64 = 1;
 /// # Errors
 /// [`Error::Usage`] for settings that do not fit the model, else those of the steps.
 pub fn convert(source: &Path, settings: &Settings) -> Result<Converted> {
-    if settings.precision == Precision::Int8 && settings.preset == Preset::Portable && settings.calibration.is_none() {
-        return Err(Error::Usage {
-            what: "INT8 needs calibration pictures".into(),
-            hint: "add --calib DIR (DIR/<class>/<picture>, 32 to 128 pictures), or choose --precision fp16".into(),
-        });
+    if settings.precision == Precision::Int8 && settings.preset != Preset::Cpu && settings.calibration.is_none() {
+        return Err(quantize::no_pictures());
     }
     let mut graph = Graph::read(source)?;
     let sha256 = sha256(&files::map(source)?);
@@ -136,34 +137,8 @@ pub fn convert(source: &Path, settings: &Settings) -> Result<Converted> {
         }
         warnings.push(what);
     }
-    let mut notes: Vec<String> =
+    let notes: Vec<String> =
         passes.iter().filter(|p| p.changes > 0).map(|p| format!("{}: {}", p.pass, p.line)).collect();
-    let mut out = Quantization::default();
-    match settings.precision {
-        Precision::Fp32 => {}
-        Precision::Fp16 => {
-            let halved = quantize::write_f16(&mut graph)?;
-            notes.push(format!("float16: {} constants stored in half the size", halved.tensors));
-            if halved.too_large > 0 {
-                warnings.push(format!("{} constants stay float32: values beyond float16's 65504", halved.too_large));
-            }
-        }
-        Precision::Int8 => {
-            let items = pictures.as_ref().map(|(_, items)| items.as_slice());
-            out = quantize(&mut graph, items, &preprocess, output_index, settings)?;
-            notes.push(out.note());
-        }
-    }
-    let activations = match (settings.precision, settings.preset) {
-        (Precision::Int8, Preset::Cpu) => Activations::PerToken,
-        _ => Activations::Static,
-    };
-    let calibration = match &pictures {
-        Some((_, items)) if settings.precision == Precision::Int8 && settings.preset == Preset::Portable => {
-            Some(CalibrationData { pictures: items.len(), sha256: dataset::fingerprint(items)? })
-        }
-        _ => None,
-    };
     let mut card = Card {
         version: VERSION,
         name: source.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
@@ -172,23 +147,40 @@ pub fn convert(source: &Path, settings: &Settings) -> Result<Converted> {
         output,
         labels,
         precision: settings.precision.name().into(),
-        activations,
+        activations: Activations::Static,
         provenance: Provenance {
             source: source.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             sha256,
             tool: format!("vedge {}", env!("CARGO_PKG_VERSION")),
             passes: notes,
-            calibration,
+            calibration: None,
         },
         accuracy: None,
         self_test: None,
     };
+    let (mut layers, mut skipped, mut candidates) = (vec![], vec![], vec![]);
+    match settings.precision {
+        Precision::Fp32 => {}
+        Precision::Fp16 => {
+            let halved = quantize::write_f16(&mut graph)?;
+            let line = format!("float16: {} constants stored in half the size", halved.tensors);
+            card.provenance.passes.push(line);
+            if halved.too_large > 0 {
+                warnings.push(format!("{} constants stay float32: values beyond float16's 65504", halved.too_large));
+            }
+        }
+        Precision::Int8 => {
+            let items = pictures.as_ref().map(|(_, items)| items.as_slice());
+            let done = int8(&graph, items, &mut card, output_index, settings)?;
+            card.provenance.passes.push(note(&done));
+            (graph, layers, skipped, candidates) = (done.graph, done.layers, done.skipped, done.candidates);
+        }
+    }
     // The self-test is an answer of the file as it will be, so the card goes in first without it.
     card.embed(&mut graph);
     card.self_test = Some(self_test(&graph, output_index)?);
     card.embed(&mut graph);
     check::check(&graph)?;
-    let Quantization { layers, skipped, candidates } = out;
     Ok(Converted { graph, card, architecture, passes, layers, skipped, candidates, warnings })
 }
 
@@ -288,72 +280,88 @@ pub fn load_picture(path: &Path, how: &Preprocess) -> Result<ArrayD<f32>> {
     to_tensor(&picture, how).map_err(|e| e.in_file(path))
 }
 
-#[derive(Default)]
-struct Quantization {
-    layers: Vec<Layer>,
-    skipped: Vec<Skipped>,
-    candidates: Vec<Candidate>,
-}
-
-impl Quantization {
-    fn note(&self) -> String {
-        let how = match self.candidates.first() {
-            Some(c) => format!("activations calibrated by {} (logits {:.1} dB)", c.calibrator.name(), c.sqnr),
-            None => "activations quantized row by row at run time".into(),
-        };
-        let float = match self.skipped.len() {
-            0 => String::new(),
-            n => format!(", {n} left in float"),
-        };
-        format!("int8: {} layers, weights per channel, {how}{float}", self.layers.len())
-    }
-}
-
-fn quantize(
-    graph: &mut Graph,
-    items: Option<&[Item]>,
-    preprocess: &Preprocess,
-    output: usize,
-    settings: &Settings,
-) -> Result<Quantization> {
-    let done = match settings.preset {
-        Preset::Cpu => quantize::weights_only(graph)?,
-        Preset::Portable => {
-            let items = items.unwrap_or_default();
-            let taps: BTreeSet<String> = quantize::layers::find(graph).0.into_iter().map(|l| l.activation).collect();
-            let taps: Vec<String> = taps.into_iter().collect();
-            let bar = progress::bar("calibrating", items.len());
-            let mut probes = vec![];
-            let mut reference = vec![];
-            let inputs = items.iter().map(|i| {
-                let x = load_picture(&i.path, preprocess)?;
-                if probes.len() < PROBES {
-                    probes.push(x.clone());
-                }
-                Ok(x)
-            });
-            let statistics = collect(graph, &taps, inputs, &settings.options, |_, outputs| {
-                if reference.len() < PROBES {
-                    reference.push(outputs[output].iter().copied().collect());
-                }
-                bar.inc(1);
-            })?;
-            bar.finish_and_clear();
-            let spinner = progress::spinner("choosing ranges by their effect on the logits");
-            let probes = Probes { inputs: &probes, reference: &reference, output };
-            let done = quantize::portable(graph, &statistics, &probes, &settings.options)?;
-            spinner.finish_and_clear();
-            done
+/// The line about quantization in the card.
+fn note(done: &Quantized) -> String {
+    let how = match done.candidates.as_slice() {
+        [] => "activations row by row at run time".into(),
+        [chosen, others @ ..] => {
+            let of = |kind| others.iter().find(move |c| c.activations != chosen.activations && c.activations == kind);
+            let other = of(Activations::Static).or_else(|| of(Activations::PerToken));
+            chosen.describe() + &other.map_or(String::new(), |c| format!(", chosen over {}", c.describe()))
         }
     };
+    let float = match done.skipped.len() {
+        0 => String::new(),
+        n => format!(", {n} left in float"),
+    };
+    format!("int8: {} layers, weights per channel, {how}{float}", done.layers.len())
+}
+
+/// Quantizes, and tells the card how well that went.
+fn int8(
+    graph: &Graph,
+    items: Option<&[Item]>,
+    card: &mut Card,
+    output: usize,
+    settings: &Settings,
+) -> Result<Quantized> {
+    let evidence = items.map(|items| observe(graph, items, card, output, settings)).transpose()?;
+    let done = quantize::quantize(graph, settings.preset, evidence.as_ref(), card, &settings.options)?;
     if done.layers.is_empty() {
         return Err(Error::Unsupported {
             what: "the model has no Conv, Gemm or MatMul with a constant weight: nothing to quantize".into(),
             hint: "vedge inspect MODEL shows what it is made of".into(),
         });
     }
-    *graph = done.graph;
-    Ok(Quantization { layers: done.layers, skipped: done.skipped, candidates: done.candidates })
+    card.activations = done.activations;
+    if let (Some(items), Some(e), Some(chosen)) = (items, &evidence, done.candidates.first()) {
+        card.provenance.calibration =
+            Some(CalibrationData { pictures: items.len(), sha256: dataset::fingerprint(items)? });
+        if card.output.kind != "features" {
+            card.accuracy = Some(Accuracy {
+                measured_on: e.probes.measured_on().into(),
+                pictures: e.probes.inputs.len(),
+                float_top1: e.probes.float_top1() as f32,
+                top1: chosen.effect.top1 as f32,
+                agreement: chosen.effect.agreement as f32,
+                sqnr_db: Some(chosen.effect.sqnr as f32),
+            });
+        }
+    }
+    Ok(done)
+}
+
+/// Runs the float model on the calibration pictures: the last quarter becomes judges, the others are observed.
+fn observe(graph: &Graph, items: &[Item], card: &Card, output: usize, settings: &Settings) -> Result<Evidence> {
+    let judges = (items.len() / 4).min(PROBES);
+    // With very few pictures each is worth more as a calibration picture than as an impartial judge.
+    let held_out = judges >= LEAST_PROBES;
+    let (observed, probes) = match held_out {
+        true => items.split_at(items.len() - judges),
+        false => (items, items),
+    };
+    let taps: BTreeSet<String> = quantize::layers::find(graph).0.into_iter().map(|l| l.activation).collect();
+    let taps: Vec<String> = taps.into_iter().collect();
+    let bar = progress::bar("calibrating", observed.len() + probes.len());
+    let statistics = match settings.preset {
+        Preset::Cpu => Statistics::default(),
+        _ => {
+            let inputs = observed.iter().map(|i| load_picture(&i.path, &card.preprocess));
+            collect(graph, &taps, inputs, &settings.options, |_, _| bar.inc(1))?
+        }
+    };
+    let mut session = Session::from_graph(graph.clone(), &settings.options)?;
+    let (mut inputs, mut reference) = (vec![], vec![]);
+    for i in probes {
+        let x = load_picture(&i.path, &card.preprocess)?;
+        let y = session.run(std::slice::from_ref(&x))?;
+        reference.push(y[output].iter().copied().collect());
+        inputs.push(x);
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let classes = probes.iter().map(|i| i.class).collect();
+    Ok(Evidence { statistics, probes: Probes { inputs, reference, classes, output, held_out } })
 }
 
 fn self_test(graph: &Graph, output: usize) -> Result<SelfTest> {

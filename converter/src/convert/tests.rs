@@ -103,7 +103,31 @@ fn the_cpu_preset_quantizes_weights_only() {
     let s = Settings { preset: Preset::Cpu, ..settings(4) };
     let c = convert(&models().join("deit_nano.onnx"), &s).unwrap();
     assert_eq!(c.card.activations, Activations::PerToken);
-    assert_eq!(c.card.provenance.calibration, None);
+    assert_eq!(c.card.provenance.calibration.as_ref().unwrap().pictures, 4);
     assert!(c.graph.nodes.iter().all(|n| n.op_type() != "QuantizeLinear"));
     assert_eq!(c.graph.nodes.iter().filter(|n| n.op_type() == "DequantizeLinear").count(), 35);
+}
+
+#[test]
+fn the_card_says_how_near_int8_is_to_float() {
+    let c = convert(&models().join("mobilevit_nano.onnx"), &settings(40)).unwrap();
+    let a = c.card.accuracy.as_ref().unwrap();
+    assert_eq!((a.pictures, a.measured_on.as_str()), (10, "calibration pictures held out"));
+    assert!(a.float_top1 >= 0.5 && a.top1 >= a.float_top1 - 0.2 && a.agreement >= 0.8, "{a:?}");
+    assert!(a.sqnr_db.unwrap() > 25.0, "{a:?}");
+    let of = |kind| c.candidates.iter().find(|c| c.activations == kind).unwrap().effect.sqnr;
+    let (portable, cpu) = (of(Activations::Static), of(Activations::PerToken));
+    let note = c.card.provenance.passes.last().unwrap();
+    for number in [portable, cpu] {
+        assert!(note.contains(&format!("({number:.1} dB)")), "{note}");
+    }
+    assert_eq!(c.card.activations == Activations::PerToken, cpu > portable + 1.0, "{note}");
+}
+
+#[test]
+fn the_cpu_preset_needs_no_pictures() {
+    let s = Settings { preset: Preset::Cpu, calibration: None, ..settings(1) };
+    let c = convert(&models().join("deit_nano.onnx"), &s).unwrap();
+    assert_eq!((c.card.activations, c.card.accuracy), (Activations::PerToken, None));
+    assert_eq!(c.card.provenance.calibration, None);
 }

@@ -1,5 +1,6 @@
 //! Which nodes hold weights that can become integers.
 
+use super::number::Grid;
 use vedge_runtime::onnx::{DType, Graph, NodeProto};
 
 /// A Conv, Gemm or MatMul with a constant float weight.
@@ -19,6 +20,13 @@ pub struct Layer {
     pub shape: Vec<usize>,
     /// `linear`, `conv` or `depthwise conv`.
     pub class: &'static str,
+}
+
+impl Layer {
+    /// The grid of its weights: depthwise convolutions run in 16 bits and gain nothing from narrow weights.
+    pub fn grid(&self) -> Grid {
+        if self.class == "depthwise conv" { Grid::Full } else { Grid::Narrow }
+    }
 }
 
 /// A weighted node that stays in float, and why.

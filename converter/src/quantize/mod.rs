@@ -2,8 +2,10 @@
 //!
 //! Conv, Gemm and MatMul with a constant weight get int8 weights (symmetric, a scale for each output channel) and,
 //! in the `portable` preset, calibrated uint8 activations (one scale and zero point for each value). Everything else
-//! stays float: the residual stream, LayerNorm, GELU, softmax and both products of attention.
+//! stays float: the residual stream, LayerNorm, GELU, softmax and both products of attention. What is done beyond that
+//! is chosen by its effect on the logits, on pictures that calibration did not see.
 
+pub mod judge;
 pub mod layers;
 pub mod number;
 pub mod write;
@@ -11,40 +13,73 @@ pub mod write;
 pub use layers::{Layer, Skipped};
 pub use write::{Halved, write_f16};
 
-use ndarray::ArrayD;
+pub use judge::{Effect, Probes, Sqnr};
+
+use crate::progress;
 use std::collections::BTreeMap;
 use vedge_calibration::{Calibrator, Statistics};
+use vedge_runtime::model::card::Activations;
 use vedge_runtime::onnx::Graph;
-use vedge_runtime::{Options, Result, Session};
+use vedge_runtime::{Card, Error, Options, Result};
 
 /// Who will run the quantized file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Preset {
-    /// Any engine: weights and calibrated activations are quantized in the graph (static QDQ).
+    /// `portable` or `cpu`, whose logits are nearer to the float model's on calibration pictures.
     #[default]
+    Auto,
+    /// Any engine: weights and calibrated activations are quantized in the graph (static QDQ).
     Portable,
     /// vedge-run on a CPU: weights are int8, activations are quantized row by row while the model runs.
     Cpu,
 }
 
-/// Some calibration pictures and what the float model says to them, to judge candidates by.
-pub struct Probes<'a> {
-    /// Input tensors.
-    pub inputs: &'a [ArrayD<f32>],
-    /// The float model's output for each.
-    pub reference: &'a [Vec<f32>],
-    /// Which output of the graph that is.
-    pub output: usize,
+impl Preset {
+    /// Whether this kind of activations is to be tried.
+    fn tries(self, a: Activations) -> bool {
+        match self {
+            Preset::Auto => true,
+            Preset::Portable => a == Activations::Static,
+            Preset::Cpu => a == Activations::PerToken,
+        }
+    }
 }
 
-/// A way to choose ranges and how close the logits stay with it.
+/// Less than this many dB between the presets is no reason to leave the portable one, which every engine runs in integers.
+const MEANINGFUL_DB: f64 = 1.0;
+
+/// A way to quantize and how near the logits stay with it.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Candidate {
-    /// How ranges were chosen.
-    pub calibrator: Calibrator,
-    /// Signal-to-noise ratio of the logits on the probes, dB.
-    pub sqnr: f64,
+    /// How activations are quantized.
+    pub activations: Activations,
+    /// How their ranges were chosen; none where they are found row by row at run time.
+    pub calibrator: Option<Calibrator>,
+    /// The effect on the probes.
+    pub effect: Effect,
+}
+
+impl Candidate {
+    /// What is done to activations, in words.
+    pub fn describe(&self) -> String {
+        let how = match self.calibrator {
+            Some(c) => format!("static activations by {}", c.name()),
+            None => "activations row by row at run time".into(),
+        };
+        format!("{how} ({:.1} dB)", self.effect.sqnr)
+    }
+}
+
+/// The error for INT8 without pictures.
+pub fn no_pictures() -> Error {
+    Error::Usage {
+        what: "INT8 needs calibration pictures".into(),
+        hint:
+            "add --calib DIR (DIR/<class>/<picture>, 32 to 128 pictures), or choose --preset cpu or --precision fp16, \
+               which need none"
+                .into(),
+    }
 }
 
 /// What quantization did.
@@ -52,83 +87,83 @@ pub struct Candidate {
 pub struct Quantized {
     /// The new graph.
     pub graph: Graph,
+    /// How its activations are quantized.
+    pub activations: Activations,
     /// Layers that are integers now.
     pub layers: Vec<Layer>,
     /// Weighted nodes that stay float.
     pub skipped: Vec<Skipped>,
-    /// What was tried, best first; empty in the `cpu` preset.
+    /// What was tried, the chosen one first; empty where there were no pictures to judge by.
     pub candidates: Vec<Candidate>,
 }
 
-/// Quantizes weights and activations; the calibrator is the one whose logits are closest to the float model's.
-///
-/// # Errors
-/// Those of writing the graph and of running the candidates.
-pub fn portable(graph: &Graph, statistics: &Statistics, probes: &Probes<'_>, options: &Options) -> Result<Quantized> {
-    let (layers, skipped) = layers::find(graph);
-    let mut best: Option<Graph> = None;
-    let mut candidates: Vec<Candidate> = vec![];
-    for calibrator in Calibrator::ALL {
-        let ranges: BTreeMap<String, (f32, f32)> =
-            statistics.observed.iter().map(|(value, o)| (value.clone(), o.range(calibrator))).collect();
-        let mut candidate = graph.clone();
-        write::write_int8(&mut candidate, &layers.iter().collect::<Vec<_>>(), &ranges)?;
-        let sqnr = sqnr_of(&candidate, probes, options)?;
-        // Strictly better only: on a tie the first, which clips nothing, stays.
-        if candidates.iter().all(|c| sqnr > c.sqnr) {
-            best = Some(candidate);
-        }
-        candidates.push(Candidate { calibrator, sqnr });
-    }
-    candidates.sort_by(|a, b| b.sqnr.total_cmp(&a.sqnr));
-    Ok(Quantized { graph: best.expect("there are calibrators"), layers, skipped, candidates })
+/// What the pictures told: ranges of activations, and probes to judge candidates by.
+pub struct Evidence {
+    /// Ranges.
+    pub statistics: Statistics,
+    /// Judges.
+    pub probes: Probes,
 }
 
-/// Quantizes weights only.
+/// Quantizes weights and, but for the `cpu` preset, activations. With pictures every way that the preset allows is
+/// tried, and the one whose logits are nearest to the float model's is taken.
+///
+/// `card` is any card of this model: candidates are run with it.
 ///
 /// # Errors
-/// Those of writing the graph.
-pub fn weights_only(graph: &Graph) -> Result<Quantized> {
+/// Those of writing the graph and of running the candidates; [`Error::Usage`] when the preset needs pictures and there are none.
+pub fn quantize(
+    graph: &Graph,
+    preset: Preset,
+    evidence: Option<&Evidence>,
+    card: &Card,
+    options: &Options,
+) -> Result<Quantized> {
     let (layers, skipped) = layers::find(graph);
+    let mut ways: Vec<(Activations, Option<Calibrator>)> = vec![];
+    if preset.tries(Activations::Static) {
+        ways.extend(Calibrator::ALL.map(|c| (Activations::Static, Some(c))));
+    }
+    if preset.tries(Activations::PerToken) {
+        ways.push((Activations::PerToken, None));
+    }
+    let Some(Evidence { statistics, probes }) = evidence else {
+        if preset != Preset::Cpu {
+            return Err(no_pictures());
+        }
+        let graph = write(graph, &layers, &BTreeMap::new())?;
+        return Ok(Quantized { graph, activations: Activations::PerToken, layers, skipped, candidates: vec![] });
+    };
+    let bar = progress::bar("choosing by the logits", ways.len() * probes.inputs.len());
+    let mut tried: Vec<(Candidate, Graph)> = vec![];
+    for (activations, calibrator) in ways {
+        let ranges: BTreeMap<String, (f32, f32)> = match calibrator {
+            Some(c) => statistics.observed.iter().map(|(value, o)| (value.clone(), o.range(c))).collect(),
+            None => BTreeMap::new(),
+        };
+        let mut candidate = write(graph, &layers, &ranges)?;
+        Card { activations, ..card.clone() }.embed(&mut candidate);
+        let effect = probes.judge(&candidate, options, &bar)?;
+        tried.push((Candidate { activations, calibrator, effect }, candidate));
+    }
+    bar.finish_and_clear();
+    // Best first; on a tie the first tried, which clips nothing, stays first.
+    tried.sort_by(|a, b| b.0.effect.sqnr.total_cmp(&a.0.effect.sqnr));
+    let least = tried[0].0.effect.sqnr - MEANINGFUL_DB;
+    if let Some(portable) =
+        tried.iter().position(|(c, _)| c.activations == Activations::Static && c.effect.sqnr >= least)
+    {
+        tried[..=portable].rotate_right(1);
+    }
+    let (candidates, mut graphs): (Vec<Candidate>, Vec<Graph>) = tried.into_iter().unzip();
+    let activations = candidates[0].activations;
+    Ok(Quantized { graph: graphs.swap_remove(0), activations, layers, skipped, candidates })
+}
+
+fn write(graph: &Graph, layers: &[Layer], ranges: &BTreeMap<String, (f32, f32)>) -> Result<Graph> {
     let mut graph = graph.clone();
-    write::write_int8(&mut graph, &layers.iter().collect::<Vec<_>>(), &BTreeMap::new())?;
-    Ok(Quantized { graph, layers, skipped, candidates: vec![] })
-}
-
-fn sqnr_of(graph: &Graph, probes: &Probes<'_>, options: &Options) -> Result<f64> {
-    let mut session = Session::from_graph(graph.clone(), options)?;
-    let mut ratio = Sqnr::default();
-    for (x, want) in probes.inputs.iter().zip(probes.reference) {
-        let got = session.run(std::slice::from_ref(x))?;
-        ratio.add(want.iter().copied(), got[probes.output].iter().copied());
-    }
-    Ok(ratio.db())
-}
-
-/// Signal-to-quantization-noise ratio, summed over pictures.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Sqnr {
-    signal: f64,
-    noise: f64,
-}
-
-impl Sqnr {
-    /// Adds one picture's values.
-    pub fn add(&mut self, reference: impl Iterator<Item = f32>, got: impl Iterator<Item = f32>) {
-        for (r, g) in reference.zip(got) {
-            self.signal += f64::from(r).powi(2);
-            self.noise += (f64::from(r) - f64::from(g)).powi(2);
-        }
-    }
-
-    /// In dB, at most 200 (equal values); −200 where the result is NaN.
-    pub fn db(&self) -> f64 {
-        match self.signal / self.noise {
-            r if self.noise == 0.0 && r.is_nan() | r.is_infinite() => 200.0,
-            r if r.is_nan() => -200.0,
-            r => (10.0 * r.log10()).clamp(-200.0, 200.0),
-        }
-    }
+    write::write_int8(&mut graph, &layers.iter().collect::<Vec<_>>(), ranges)?;
+    Ok(graph)
 }
 
 #[cfg(test)]

@@ -1,5 +1,9 @@
 use super::*;
+use ndarray::ArrayD;
 use prost::Message;
+use vedge_calibration::collect;
+use vedge_runtime::Session;
+use vedge_runtime::model::card::{Channels, Filter, Fit, OutputKind, Preprocess, Provenance, VERSION};
 use vedge_runtime::onnx::proto::OperatorSetIdProto;
 use vedge_runtime::onnx::{DType, ModelProto, NodeProto, attr, f32_tensor, to_f32, to_i8, value_info};
 
@@ -92,8 +96,10 @@ fn the_graph_computes_what_the_definition_says() {
         let w = to_f32(&float.initializers[name]).unwrap();
         (0..20)
             .map(|i| {
-                let column = (0..4).map(|r| w[r * 5 + i % 5].abs()).fold(0.0, f32::max);
-                let s = column / 127.0;
+                let column: Vec<f32> = (0..4).map(|r| w[r * 5 + i % 5]).collect();
+                let largest = column.iter().fold(0f32, |m, w| m.max(w.abs()));
+                let rms = (column.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>() / 4.0).sqrt();
+                let s = (largest / 127.0).max((rms / number::NARROW_RMS) as f32);
                 f64::from((w[i] / s).round_ties_even()) * f64::from(s)
             })
             .collect()
@@ -198,4 +204,75 @@ fn sqnr_of_equal_and_broken_logits() {
     assert_eq!(db(&[1.0, 2.0], &[1.0, 2.0]), 200.0);
     assert_eq!(db(&[1.0, 2.0], &[f32::NAN, 2.0]), -200.0);
     assert!((db(&[10.0], &[9.0]) - 20.0).abs() < 1e-9);
+}
+
+fn card() -> Card {
+    Card {
+        version: VERSION,
+        name: "test".into(),
+        architecture: "unknown".into(),
+        preprocess: Preprocess {
+            height: 1,
+            width: 1,
+            fit: Fit::Squash,
+            filter: Filter::Bilinear,
+            mean: [0.0; 3],
+            std: [1.0; 3],
+            channels: Channels::Rgb,
+        },
+        output: OutputKind { name: "y".into(), kind: "features".into() },
+        labels: vec![],
+        precision: "int8".into(),
+        activations: Activations::Static,
+        provenance: Provenance::default(),
+        accuracy: None,
+        self_test: None,
+    }
+}
+
+/// Rows 1 and 2 of x · w, where row 0 of x is `times` as large as the others.
+fn quantized_beside_a_row(times: f32, preset: Preset) -> Quantized {
+    let mut g = empty(17);
+    g.inputs.push(value_info("x", DType::Float, &[1, 3, 32]));
+    g.outputs.push(value_info("y", DType::Float, &[1, 2, 8]));
+    g.initializers.insert("w".into(), f32_tensor("w", &[32, 8], &noise(1, 256)));
+    g.initializers.insert("rows".into(), vedge_runtime::onnx::i64_tensor("rows", &[2], &[1, 2]));
+    g.nodes.push(NodeProto::of("MatMul", &["x", "w"], &["h"], vec![]));
+    g.nodes.push(NodeProto::of("Gather", &["h", "rows"], &["y"], vec![attr::int("axis", 1)]));
+    g.value_info.insert("h".into(), value_info("h", DType::Float, &[1, 3, 8]));
+    let inputs: Vec<ArrayD<f32>> = (0..8)
+        .map(|seed| {
+            let mut x = noise(100 + seed, 96);
+            x[..32].iter_mut().for_each(|v| *v *= times);
+            ArrayD::from_shape_vec(vec![1, 3, 32], x).unwrap()
+        })
+        .collect();
+    let mut reference: Vec<Vec<f32>> = vec![];
+    let options = Options::default();
+    let all = inputs.iter().cloned().map(Ok);
+    let statistics =
+        collect(&g, &["x".into()], all, &options, |_, y| reference.push(y[0].iter().copied().collect())).unwrap();
+    let probes = Probes { inputs, reference, classes: vec![0; 8], output: 0, held_out: false };
+    quantize(&g, preset, Some(&Evidence { statistics, probes }), &card(), &options).unwrap()
+}
+
+#[test]
+fn rows_of_different_size_are_quantized_row_by_row() {
+    let done = quantized_beside_a_row(100.0, Preset::Auto);
+    assert_eq!(done.activations, Activations::PerToken, "{:?}", done.candidates);
+    assert_eq!(count(&done.graph, "QuantizeLinear"), 0);
+    let portable = quantized_beside_a_row(100.0, Preset::Portable);
+    assert!(portable.candidates.iter().all(|c| c.activations == Activations::Static));
+    let [chosen, other] = [&done, &portable].map(|q| q.candidates[0].effect.sqnr);
+    assert!(chosen > other + 20.0, "{chosen} {other}");
+}
+
+#[test]
+fn without_a_meaningful_difference_the_portable_file_is_chosen() {
+    let done = quantized_beside_a_row(1.0, Preset::Auto);
+    assert_eq!(done.activations, Activations::Static, "{:?}", done.candidates);
+    assert_eq!(count(&done.graph, "QuantizeLinear"), 1);
+    // All were tried, and the first is the chosen one.
+    assert_eq!(done.candidates.len(), 4);
+    assert_eq!(done.candidates[0].activations, Activations::Static);
 }

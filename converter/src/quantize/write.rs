@@ -67,7 +67,7 @@ fn quantize_activation(g: &mut Graph, taken: &BTreeSet<String>, value: &str, a: 
 
 fn weight_int8(g: &mut Graph, taken: &BTreeSet<String>, l: &Layer) -> Result<String> {
     let values = vedge_runtime::onnx::to_f32(&g.initializers[&l.weight])?;
-    let quantized = quantize_weight(&values, &l.shape, l.out_axis);
+    let quantized = quantize_weight(&values, &l.shape, l.out_axis, l.grid());
     let [int8, scale, zero, dq] = ["int8", "scale", "zero_point", "dequantized"].map(|s| fresh(g, taken, &l.weight, s));
     let raw = quantized.values.iter().map(|v| *v as u8).collect();
     let channels = quantized.scales.len();

@@ -145,6 +145,9 @@ pub struct CalibrationData {
 /// Accuracy measured at conversion.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Accuracy {
+    /// On which pictures, in words.
+    #[serde(default)]
+    pub measured_on: String,
     /// How many pictures.
     pub pictures: usize,
     /// Share of right first answers of the float model, 0…1.
@@ -153,6 +156,9 @@ pub struct Accuracy {
     pub top1: f32,
     /// Share of pictures on which both say the same, 0…1.
     pub agreement: f32,
+    /// Signal-to-noise ratio of the logits against the float model's, dB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sqnr_db: Option<f32>,
 }
 
 /// Output of the model for the input that [`SelfTest::input`] generates.
