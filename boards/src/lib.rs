@@ -2,6 +2,7 @@
 //!
 //! A profile is a TOML file under `boards/profiles`; its file name is the board's name. Every fact names its source.
 
+pub mod bundle;
 mod catalogue;
 mod checks;
 mod detect;

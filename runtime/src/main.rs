@@ -25,6 +25,7 @@ enum Command {
     Bench(cmd::bench::Arguments),
     Doctor(cmd::doctor::Arguments),
     Cameras(cmd::cameras::Arguments),
+    Verify(cmd::verify::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         Some(Command::Bench(a)) => cmd::bench::run(&a),
         Some(Command::Doctor(a)) => cmd::doctor::run(&a),
         Some(Command::Cameras(a)) => cmd::cameras::run(&a),
+        Some(Command::Verify(a)) => cmd::verify::run(&a),
     };
     match result {
         Ok(code) => code,

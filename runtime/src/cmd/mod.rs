@@ -5,6 +5,7 @@ pub mod cameras;
 pub mod doctor;
 pub mod infer;
 pub mod run;
+pub mod verify;
 
 use std::io::Write;
 use std::num::NonZeroUsize;
