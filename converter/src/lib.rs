@@ -4,6 +4,7 @@ pub mod arch;
 pub mod check;
 pub mod cmd;
 pub mod convert;
+pub mod deploy;
 pub mod evaluate;
 pub mod passes;
 pub mod preset;

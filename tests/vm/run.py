@@ -53,11 +53,11 @@ def raw_frame(picture, fourcc):
     raise SystemExit(f"{fourcc}: no such pixel format here")
 
 
-def modules(kernel):
-    """vivid and what it needs, in the order of loading."""
+def modules(kernel, name="vivid"):
+    """A module and what it needs, in the order of loading; nothing where it is built in."""
     version = next((kernel / "lib" / "modules").iterdir()).name
     listing = subprocess.run(
-        ["modprobe", "-d", kernel, "-S", version, "--show-depends", "vivid"], check=True, capture_output=True, text=True
+        ["modprobe", "-d", kernel, "-S", version, "--show-depends", name], check=True, capture_output=True, text=True
     ).stdout
     paths = [line.split()[1] for line in listing.splitlines() if line.startswith("insmod")]
     return [Path(path) for path in dict.fromkeys(paths)]

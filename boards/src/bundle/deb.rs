@@ -118,8 +118,7 @@ mod tests {
         assert!(fields.contains("Package: vedge\nVersion: 0.1.0+"), "{fields}");
         assert!(fields.contains("Architecture: arm64"), "{fields}");
         let listing = String::from_utf8(tool("--contents").unwrap().stdout).unwrap();
-        for expected in
-            [" etc/vedge/vedge.conf", " usr/lib/vedge/vedge/vedge-run", " lib/systemd/system/vedge.service"]
+        for expected in [" etc/vedge/vedge.conf", " usr/lib/vedge/vedge/vedge-run", " lib/systemd/system/vedge.service"]
         {
             assert!(listing.contains(expected), "{expected}: {listing}");
         }

@@ -2,8 +2,11 @@
 
 mod bench;
 mod boards;
+mod build;
+mod bundle;
 mod convert;
 mod demo;
+mod deploy;
 mod eval;
 mod inspect;
 mod out;
@@ -29,6 +32,9 @@ enum Command {
     Bench(bench::Args),
     Demo(demo::Args),
     Boards(boards::Args),
+    Build(build::Args),
+    Bundle(bundle::Args),
+    Deploy(deploy::Args),
 }
 
 /// Runs a command.
@@ -43,6 +49,9 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Bench(a) => bench::run(&a),
         Command::Demo(a) => demo::run(&a),
         Command::Boards(a) => boards::run(&a),
+        Command::Build(a) => build::run(&a),
+        Command::Bundle(a) => bundle::run(&a),
+        Command::Deploy(a) => deploy::run(&a),
     }
 }
 
