@@ -1,6 +1,7 @@
 //! Latency and memory of a model on this machine.
 
 use crate::error::Result;
+use crate::machine::Machine;
 use crate::model::card::SelfTest;
 use crate::session::{How, Options, Session};
 use ndarray::{ArrayD, IxDyn};
@@ -34,9 +35,22 @@ pub struct Report {
     pub kernels: String,
     /// Operators by how they run.
     pub plan: std::collections::BTreeMap<String, usize>,
+    /// What the times depend on beside the model.
+    pub conditions: Conditions,
     /// Where the time goes, where that was asked for: slowest class first, then what runs in plain tract.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub profile: Vec<ClassTime>,
+}
+
+/// The machine around a measurement.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct Conditions {
+    /// Processors that this process may use, as `0-3`; threads are not pinned to one of them.
+    pub cpus: String,
+    /// Clock governor, temperatures, throttling and memory before the first run.
+    pub before: Machine,
+    /// The same after the last run.
+    pub after: Machine,
 }
 
 /// Time of one class of operators in one run.
@@ -76,6 +90,7 @@ fn profile(session: &Session, runs: usize, total_ms: f64) -> Vec<ClassTime> {
 /// # Errors
 /// As [`Session::load`] and [`Session::run`].
 pub fn bench(path: &Path, options: &Options, warmup: usize, runs: usize) -> Result<Report> {
+    let before = Machine::read(Path::new("/"));
     let start = Instant::now();
     let mut session = Session::load(path, options)?;
     let load = start.elapsed();
@@ -107,6 +122,7 @@ pub fn bench(path: &Path, options: &Options, warmup: usize, runs: usize) -> Resu
         peak_memory_mib: peak_memory(),
         kernels: session.kernel().into(),
         plan: counts(&session),
+        conditions: Conditions { cpus: allowed_cpus(), before, after: Machine::read(Path::new("/")) },
         profile: profile(&session, times.len(), mean),
     })
 }
@@ -138,9 +154,18 @@ pub fn percentile(sorted: &[f64], percent: f64) -> f64 {
 
 /// Largest resident memory of this process so far, in MiB.
 pub fn peak_memory() -> Option<f64> {
+    Some(status("VmHWM:")?.strip_suffix("kB")?.trim().parse::<f64>().ok()? / 1024.0)
+}
+
+/// Processors that this process may use; empty where the system does not tell.
+fn allowed_cpus() -> String {
+    status("Cpus_allowed_list:").unwrap_or_default()
+}
+
+/// A line of /proc/self/status.
+fn status(key: &str) -> Option<String> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
-    Some(line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok()? / 1024.0)
+    status.lines().find_map(|l| l.strip_prefix(key)).map(|v| v.trim().to_string())
 }
 
 /// A duration in milliseconds.
@@ -160,7 +185,8 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_told() {
+    fn memory_and_processors_are_told() {
         assert!(peak_memory().unwrap() > 1.0);
+        assert!(allowed_cpus().starts_with(|c: char| c.is_ascii_digit()), "{}", allowed_cpus());
     }
 }

@@ -1,8 +1,10 @@
 //! The state of the machine that a measurement depends on: clock governor, temperature, throttling, memory. Read below a
 //! root folder: `/`, or a captured tree of /proc and /sys.
 
+use crate::error::{Error, Result};
 use serde::Serialize;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// What /proc and /sys say; what is not there is absent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -112,6 +114,38 @@ impl Machine {
     }
 }
 
+/// Waits until the hottest zone is at most `celsius`; returns the seconds waited.
+///
+/// # Errors
+/// [`Error::Usage`] where the machine tells no temperature, [`Error::Source`] when it is still hotter after `patience`.
+pub fn cool_down(root: &Path, celsius: f64, patience: Duration) -> Result<u64> {
+    let begun = Instant::now();
+    loop {
+        let machine = Machine::read(root);
+        let Some(zone) = machine.hottest() else {
+            return Err(Error::Usage {
+                what: format!("--cool-down {celsius}: this machine tells no temperature"),
+                hint: "leave --cool-down out".into(),
+            });
+        };
+        if zone.celsius <= celsius {
+            return Ok(begun.elapsed().as_secs());
+        }
+        if begun.elapsed() >= patience {
+            return Err(Error::Source {
+                what: format!(
+                    "--cool-down {celsius}: {} is still at {:.0} °C after {} s",
+                    zone.name,
+                    zone.celsius,
+                    begun.elapsed().as_secs()
+                ),
+                hint: "end other programs, add a fan, or ask for a higher temperature".into(),
+            });
+        }
+        std::thread::sleep(Duration::from_secs(2).min(patience));
+    }
+}
+
 fn matching(root: &Path, pattern: &str) -> Vec<std::path::PathBuf> {
     let pattern = format!("{}/{pattern}", glob::Pattern::escape(root.to_string_lossy().trim_end_matches('/')));
     glob::glob(&pattern).map(|paths| paths.flatten().collect()).unwrap_or_default()
@@ -182,6 +216,15 @@ mod tests {
         let hottest = m.hottest().unwrap();
         assert_eq!((hottest.name.as_str(), hottest.slows_at), ("tj-thermal", Some(99.0)));
         assert_eq!((m.swap_mib, m.zram_mib, m.throttled), (0, 97, None));
+    }
+
+    #[test]
+    fn cooling_down() {
+        let root = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("../boards/trees").join(name);
+        assert_eq!(cool_down(&root("raspberry-pi-5"), 60.0, Duration::ZERO).unwrap(), 0);
+        let message = |name: &str| cool_down(&root(name), 60.0, Duration::ZERO).unwrap_err().to_string();
+        assert_eq!(message("raspberry-pi-zero-2-w"), "--cool-down 60: cpu-thermal is still at 81 °C after 0 s");
+        assert_eq!(message("generic-armv7"), "--cool-down 60: this machine tells no temperature");
     }
 
     #[test]

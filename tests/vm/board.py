@@ -47,7 +47,7 @@ class Machine:
         kernel = next((a.work / "kernel" / "boot").glob("vmlinuz-*"))
         command = ["qemu-system-aarch64", "-M", "virt", "-cpu", a.cpu, "-smp", "2", "-m", str(a.memory), "-nodefaults"]
         command += ["-no-reboot", "-display", "none", "-serial", "stdio", "-kernel", kernel, "-initrd", self.image]
-        command += ["-append", "console=ttyAMA0 panic=-1 systemd.show_status=false"]
+        command += ["-append", "console=ttyAMA0 panic=-1 systemd.show_status=false systemd.journald.forward_to_console=1"]
         command += ["-drive", f"file={self.disk},format=raw,if=none,id=disk,cache=unsafe", "-device", "virtio-blk-pci,drive=disk"]
         command += ["-netdev", f"user,id=net,hostfwd=tcp:127.0.0.1:{self.port}-:22", "-device", "virtio-net-pci,netdev=net,romfile="]
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
@@ -105,7 +105,7 @@ def disk(args, key, raw):
     (root / "etc/systemd/system/multi-user.target.wants/feed.service").symlink_to("/etc/systemd/system/feed.service")
     image = args.work / "disk.img"
     image.unlink(missing_ok=True)
-    subprocess.run(["/sbin/mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-d", root, image, "600M"], check=True)
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-d", root, image, "600M"], check=True)
     shutil.rmtree(root)
     return image
 

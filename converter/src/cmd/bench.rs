@@ -1,5 +1,7 @@
 //! `vedge bench`
 
+mod remote;
+
 use super::{out, table};
 use crate::row;
 use anyhow::Result;
@@ -25,10 +27,18 @@ pub struct Args {
     /// Result as JSON on standard output.
     #[arg(long)]
     json: bool,
+    /// Measure on a board over ssh: program and models are copied to a temporary folder there, which is removed again.
+    #[arg(long, value_name = "USER@HOST")]
+    on: Option<String>,
+    #[command(flatten)]
+    remote: remote::Args,
 }
 
 /// Runs the command.
 pub fn run(a: &Args) -> Result<()> {
+    if let Some(host) = &a.on {
+        return remote::run(host, a);
+    }
     let options = Options { threads: a.threads.get(), ..Options::default() };
     let measure = |path: &PathBuf| bench::bench(path, &options, a.warmup, a.runs.get());
     let mut reports = a.models.iter().map(measure).collect::<Result<Vec<_>, _>>()?;

@@ -124,14 +124,16 @@ fn plan(target: &str, route: Route, profile: &str) -> Result<Plan, Error> {
         named => named,
     };
     let (words, named): (&[&str], String) = match route {
-        Route::Zig if target.ends_with("-gnu") => (&["cargo", "zigbuild"], format!("{target}.{GLIBC}")),
-        Route::Zig => (&["cargo", "zigbuild"], target.into()),
-        Route::Cross => (&["cross", "build"], target.into()),
-        _ => (&["cargo", "build"], target.into()),
+        Route::Zig if target.ends_with("-gnu") => (&["cargo-zigbuild", "rustc"], format!("{target}.{GLIBC}")),
+        Route::Zig => (&["cargo-zigbuild", "rustc"], target.into()),
+        Route::Cross => (&["cross", "rustc"], target.into()),
+        _ => (&["cargo", "rustc"], target.into()),
     };
     let mut words: Vec<String> = words.iter().map(|w| (*w).to_string()).collect();
     let rest = ["--profile", profile, "--package", "vedge-runtime", "--bin", "vedge-run", "--target", &named];
     words.extend(rest.map(String::from));
+    // Cargo forgets the profile's `strip` for a package with settings of its own.
+    words.extend(["--", "-C", "strip=symbols"].map(String::from));
     let mut environment = vec![];
     if route == Route::System {
         let upper = target.to_uppercase().replace('-', "_");
@@ -165,16 +167,14 @@ mod tests {
     fn each_target_has_a_route() {
         for target in vedge_boards::TARGETS {
             let plan = plan(target, Route::Auto, "dist").unwrap();
-            assert!(plan.words.last().unwrap().starts_with(target), "{plan:?}");
+            assert!(plan.words.iter().any(|w| w.starts_with(target)), "{plan:?}");
         }
         let zig = plan("aarch64-unknown-linux-gnu", Route::Auto, "dist").unwrap();
-        assert_eq!(
-            (zig.words[1].as_str(), zig.words.last().unwrap().as_str()),
-            ("zigbuild", "aarch64-unknown-linux-gnu.2.31")
-        );
+        assert!(zig.words[0] == "cargo-zigbuild", "{zig:?}");
+        assert!(zig.words.iter().any(|w| w == "aarch64-unknown-linux-gnu.2.31"), "{zig:?}");
         let musl = plan("aarch64-unknown-linux-musl", Route::Auto, "dist").unwrap();
         assert_eq!(musl.environment[1].0, "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER");
-        assert_eq!(plan("aarch64-unknown-linux-musl", Route::Cross, "dist").unwrap().words[..2], ["cross", "build"]);
+        assert_eq!(plan("aarch64-unknown-linux-musl", Route::Cross, "dist").unwrap().words[..2], ["cross", "rustc"]);
         assert!(plan("riscv64gc-unknown-linux-gnu", Route::System, "dist").is_err());
     }
 }

@@ -145,9 +145,14 @@ fn find_program(a: &Args, profile: &Profile) -> Option<(Option<String>, PathBuf)
     if let Some(path) = &a.program {
         return Some((None, path.clone()));
     }
+    built(profile).map(|(target, path)| (Some(target), path))
+}
+
+/// Target and path of the newest program that was built for a board.
+pub fn built(profile: &Profile) -> Option<(String, PathBuf)> {
     let folder = super::build::target_folder();
     let places = profile.targets.iter().flat_map(|t| ["dist", "release"].map(|p| (t, folder.join(t).join(p))));
-    let built = places.map(|(t, dir)| (Some(t.clone()), dir.join("vedge-run")));
+    let built = places.map(|(t, dir)| (t.clone(), dir.join("vedge-run")));
     built.filter(|(_, path)| path.is_file()).max_by_key(|(_, path)| path.metadata().and_then(|m| m.modified()).ok())
 }
 

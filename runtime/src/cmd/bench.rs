@@ -2,9 +2,11 @@
 
 use anyhow::Result;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use vedge_runtime::{Options, bench};
+use std::time::Duration;
+use vedge_runtime::machine::Machine;
+use vedge_runtime::{Options, bench, machine};
 
 /// Measure a model's latency, load time and memory
 #[derive(clap::Args)]
@@ -26,6 +28,9 @@ pub struct Arguments {
     /// Fuse nothing and quantize nothing: what tract alone does, for comparison
     #[arg(long)]
     plain: bool,
+    /// Wait before measuring until the hottest sensor is at most at so many °C, ten minutes at most
+    #[arg(long, value_name = "CELSIUS")]
+    cool_down: Option<f64>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -34,6 +39,10 @@ pub struct Arguments {
 /// Measures and prints.
 pub fn run(a: &Arguments) -> Result<ExitCode> {
     let options = Options { threads: super::threads(a.threads), fuse: !a.plain, profile: a.profile };
+    if let Some(celsius) = a.cool_down {
+        let seconds = machine::cool_down(Path::new("/"), celsius, Duration::from_secs(600))?;
+        eprintln!("cooled down to {celsius} °C in {seconds} s");
+    }
     let r = bench::bench(&a.model, &options, a.warmup, a.runs.get())?;
     if !a.plain && !r.plan.keys().any(|how| how == "integer" || how == "fused") {
         eprintln!("note: no operator is fused or runs in integers: this is plain tract; vedge convert makes it faster");
@@ -55,7 +64,10 @@ pub fn run(a: &Arguments) -> Result<ExitCode> {
          fastest          {:.2} ms\n\
          load             {:.1} ms\n\
          to first result  {:.1} ms\n\
-         peak memory      {memory}\n",
+         peak memory      {memory}\n\
+         processors       {}\n\
+         before           {}\n\
+         after            {}\n",
         r.model,
         r.threads,
         r.kernels,
@@ -67,6 +79,9 @@ pub fn run(a: &Arguments) -> Result<ExitCode> {
         r.min_ms,
         r.load_ms,
         r.first_result_ms,
+        r.conditions.cpus,
+        conditions(&r.conditions.before),
+        conditions(&r.conditions.after),
     ))?;
     if a.profile {
         super::print("\nclass               operators       ms  share  GOP/s\n")?;
@@ -78,4 +93,19 @@ pub fn run(a: &Arguments) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Governor, clock, temperature and throttling in a line.
+fn conditions(m: &Machine) -> String {
+    let mut parts = vec![];
+    if !m.governors.is_empty() {
+        parts.push(format!("governor {}", m.governors.join(", ")));
+    }
+    parts.extend(m.mhz.map(|mhz| format!("{mhz} MHz")));
+    parts.extend(m.hottest().map(|z| format!("{:.0} °C", z.celsius)));
+    parts.extend(m.throttled.as_ref().map(|t| match t.now.as_slice() {
+        [] => "not throttled".to_string(),
+        now => now.join(", "),
+    }));
+    if parts.is_empty() { "this machine tells neither clock nor temperature".into() } else { parts.join(", ") }
 }
