@@ -252,6 +252,13 @@ def cases(vedge, run, model, work, board, arm):
     else:
         print("skip   signatures: minisign is not installed")
 
+    record = work / "record.md"
+    line = [vedge, "bench", model, "--on", "root@127.0.0.1", "--ssh", board.ssh, "--program", run, "--runs", "3", "--record", record]
+    result = subprocess.run(line, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert f"| {model.name} | " in record.read_text() and "kernels" in record.read_text(), record.read_text()
+    passed("bench --on brings the record back")
+
     error = deploy(first, expect=1, host="nobody-at-all@127.0.0.1")
     assert "failed or broke" in error
     passed("a login that fails is said so")
