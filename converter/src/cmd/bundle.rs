@@ -100,7 +100,7 @@ pub fn run(a: &Args) -> Result<()> {
 pub fn next(output: &Path) -> String {
     let path = output.display();
     match output.extension().is_some_and(|e| e == "deb") {
-        true => format!("scp {path} USER@HOST: && ssh USER@HOST sudo apt install ./{}", file_name(output)),
+        true => format!("scp {path} USER@HOST: && ssh USER@HOST sudo dpkg -i {}", file_name(output)),
         false => format!("vedge deploy {path} USER@HOST"),
     }
 }
