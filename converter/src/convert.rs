@@ -3,7 +3,7 @@
 use crate::arch::{self, Architecture};
 use crate::passes::{self, PassReport, Prepare};
 use crate::quantize::{self, Candidate, Evidence, Layer, Preset, Probes, Quantized, Skipped};
-use crate::{check, preset, progress};
+use crate::{check, preset, progress, prune};
 use ndarray::ArrayD;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
@@ -59,6 +59,8 @@ pub struct Settings {
     pub precision: Precision,
     /// Who will run it.
     pub preset: Preset,
+    /// Heads and neurons to leave out.
+    pub prune: prune::Request,
     /// Calibration pictures.
     pub calibration: Option<Pictures>,
     /// Preset or JSON file for preprocessing; `None` takes that of the source's card.
@@ -83,6 +85,8 @@ pub struct Converted {
     pub architecture: Architecture,
     /// Passes before quantization.
     pub passes: Vec<PassReport>,
+    /// Heads and neurons that left, layer by layer.
+    pub pruned: Vec<prune::Line>,
     /// Layers in integers.
     pub layers: Vec<Layer>,
     /// Weighted nodes that stay float although INT8 was asked for.
@@ -109,6 +113,7 @@ pub fn convert(source: &Path, settings: &Settings) -> Result<Converted> {
     if settings.precision == Precision::Int8 && settings.preset != Preset::Cpu && settings.calibration.is_none() {
         return Err(quantize::no_pictures());
     }
+    settings.prune.check(settings.calibration.is_some())?;
     let mut graph = Graph::read(source)?;
     let sha256 = sha256(&files::map(source)?);
     let old = Card::of(&graph).map_err(|e| e.in_file(source))?;
@@ -137,8 +142,19 @@ pub fn convert(source: &Path, settings: &Settings) -> Result<Converted> {
         }
         warnings.push(what);
     }
-    let notes: Vec<String> =
+    let mut notes: Vec<String> =
         passes.iter().filter(|p| p.changes > 0).map(|p| format!("{}: {}", p.pass, p.line)).collect();
+    let mut pruned = prune::Pruned::default();
+    let mut calibration = None;
+    if settings.prune != prune::Request::default() {
+        let items = pictures.as_ref().map_or(&[][..], |(_, items)| items);
+        let load = |i: usize| load_picture(&items[i].path, &preprocess);
+        let pictures = prune::Pictures { load: &load, count: items.len(), output: output_index };
+        pruned = prune::prune(&mut graph, &settings.prune, &pictures, &settings.options)?;
+        notes.append(&mut pruned.notes);
+        warnings.append(&mut pruned.warnings);
+        calibration = Some(CalibrationData { pictures: items.len(), sha256: dataset::fingerprint(items)? });
+    }
     let mut card = Card {
         version: VERSION,
         name: source.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
@@ -153,7 +169,7 @@ pub fn convert(source: &Path, settings: &Settings) -> Result<Converted> {
             sha256,
             tool: format!("vedge {}", env!("CARGO_PKG_VERSION")),
             passes: notes,
-            calibration: None,
+            calibration,
         },
         accuracy: None,
         self_test: None,
@@ -181,7 +197,8 @@ pub fn convert(source: &Path, settings: &Settings) -> Result<Converted> {
     card.self_test = Some(self_test(&graph, output_index)?);
     card.embed(&mut graph);
     check::check(&graph)?;
-    Ok(Converted { graph, card, architecture, passes, layers, skipped, candidates, warnings })
+    let pruned = pruned.lines;
+    Ok(Converted { graph, card, architecture, passes, pruned, layers, skipped, candidates, warnings })
 }
 
 fn refuse_converted(old: Option<&Card>, source: &Path) -> Result<()> {

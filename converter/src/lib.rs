@@ -9,5 +9,6 @@ pub mod evaluate;
 pub mod passes;
 pub mod preset;
 pub mod progress;
+pub mod prune;
 pub mod quantize;
 pub mod shapes;

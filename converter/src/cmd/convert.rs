@@ -2,6 +2,7 @@
 
 use super::{parse_channels, parse_size, read_labels};
 use crate::convert::{Converted, Pictures, Precision, Settings, convert};
+use crate::prune::Request;
 use crate::quantize::Preset;
 use anyhow::Result;
 use std::num::NonZeroUsize;
@@ -32,6 +33,15 @@ pub struct Args {
     /// Who will run an INT8 file.
     #[arg(long, value_enum, default_value_t)]
     preset: Preset,
+    /// Leave out this percentage of the MLPs' hidden neurons; the layers after them are repaired by least squares.
+    #[arg(long, value_name = "PERCENT")]
+    prune_mlp: Option<f64>,
+    /// Leave out this percentage of the attention heads; the layers after them are repaired by least squares.
+    #[arg(long, value_name = "PERCENT")]
+    prune_heads: Option<f64>,
+    /// Do not repair after pruning, for comparison.
+    #[arg(long)]
+    no_repair: bool,
     /// Labels, one a line in the order of the class indices; else the calibration folders' names.
     #[arg(long, value_name = "FILE")]
     labels: Option<PathBuf>,
@@ -71,6 +81,7 @@ pub fn run(a: &Args) -> Result<()> {
         size: a.size,
         precision: a.precision,
         preset: a.preset,
+        prune: Request { heads: a.prune_heads, neurons: a.prune_mlp, no_repair: a.no_repair },
         calibration: a.calib.as_ref().map(|dir| Pictures { dir: dir.clone(), count: a.calib_count }),
         preprocess: a.preprocess.clone(),
         mean: a.mean,
@@ -122,6 +133,7 @@ fn report(a: &Args, c: &Converted, source: u64, written: u64) -> serde_json::Val
         "bytes": {"source": source, "output": written},
         "architecture": c.architecture,
         "passes": c.card.provenance.passes,
+        "pruned": c.pruned,
         "integer_layers": c.layers.iter().map(|l| &l.name).collect::<Vec<_>>(),
         "float_layers": c.skipped.iter().map(|s| serde_json::json!({"name": s.name, "reason": s.reason})).collect::<Vec<_>>(),
         "calibrators": c.candidates,

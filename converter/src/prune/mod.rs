@@ -1,0 +1,296 @@
+//! Whole heads and MLP neurons leave the graph: matrices get smaller, nothing is masked. The layer that took them in is
+//! repaired by least squares with the covariance of its input, so no training is needed.
+
+pub mod eliminate;
+pub mod unit;
+pub mod walk;
+
+pub use unit::{Kind, Unit};
+
+use crate::{progress, shapes};
+use eliminate::{Elimination, RIDGE};
+use ndarray::{Array1, Array2, ArrayD};
+use vedge_calibration::{Moments, moments};
+use vedge_runtime::onnx::Graph;
+use vedge_runtime::{Error, Options, Result, Session};
+
+/// What to prune.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Request {
+    /// Percent of the heads.
+    pub heads: Option<f64>,
+    /// Percent of the MLP neurons.
+    pub neurons: Option<f64>,
+    /// Leave the weights that stay as they are; for comparison.
+    pub no_repair: bool,
+}
+
+/// The pictures that decide: their tensors one after the other, how many there are, and which output is judged.
+pub struct Pictures<'a> {
+    /// Loads the tensor of a picture.
+    pub load: &'a dyn Fn(usize) -> Result<ArrayD<f32>>,
+    /// How many.
+    pub count: usize,
+    /// Index of the output that is the classifier's.
+    pub output: usize,
+}
+
+/// What was pruned of one layer.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Line {
+    /// The layer that took the heads or neurons in.
+    pub layer: String,
+    /// Heads or neurons.
+    pub kind: Kind,
+    /// How many there were.
+    pub before: usize,
+    /// How many stay.
+    pub after: usize,
+}
+
+/// What was done.
+#[derive(Clone, Debug, Default)]
+pub struct Pruned {
+    /// Layer by layer.
+    pub lines: Vec<Line>,
+    /// For the card.
+    pub notes: Vec<String>,
+    /// Blocks that could not be pruned, and why.
+    pub warnings: Vec<String>,
+}
+
+/// Pictures on which the effect of a removal on the logits is measured.
+const PROBES: usize = 32;
+/// No layer loses more than this share.
+const MOST: f64 = 0.85;
+
+/// Prunes a prepared float graph.
+///
+/// # Errors
+/// [`Error::Usage`] when nothing can be pruned as asked, else those of running the model.
+pub fn prune(graph: &mut Graph, request: &Request, pictures: &Pictures<'_>, options: &Options) -> Result<Pruned> {
+    let mut done = Pruned::default();
+    let mut reference = None;
+    for (kind, share) in [(Kind::Heads, request.heads), (Kind::Neurons, request.neurons)] {
+        let Some(percent) = share.filter(|&p| p > 0.0) else { continue };
+        one_kind(graph, kind, percent / 100.0, request, pictures, options, &mut reference, &mut done)?;
+    }
+    shapes::annotate(graph)?;
+    graph.prune_unused();
+    Ok(done)
+}
+
+#[allow(clippy::too_many_arguments)]
+fn one_kind(
+    graph: &mut Graph,
+    kind: Kind,
+    share: f64,
+    request: &Request,
+    pictures: &Pictures<'_>,
+    options: &Options,
+    reference: &mut Option<Vec<ArrayD<f32>>>,
+    done: &mut Pruned,
+) -> Result<()> {
+    let what = if kind == Kind::Heads { "heads" } else { "neurons" };
+    let (units, not) = unit::find(graph, kind);
+    done.warnings.extend(not.into_iter().map(|n| format!("no {what} pruned: {n}")));
+    if units.is_empty() {
+        return Err(Error::Usage {
+            what: format!(
+                "--prune-{}: the model has no {what} that can leave it",
+                if kind == Kind::Heads { "heads" } else { "mlp" }
+            ),
+            hint: "vedge inspect MODEL shows what it is made of; leave the option out".into(),
+        });
+    }
+    let bar = progress::bar("covariances", pictures.count);
+    let taps: Vec<String> = units.iter().map(|u| u.input.clone()).collect();
+    let (mut probes, mut answers) = (vec![], vec![]);
+    let inputs = (0..pictures.count).map(|i| {
+        let x = (pictures.load)(i)?;
+        if probes.len() < PROBES {
+            probes.push(x.clone());
+        }
+        Ok(x)
+    });
+    let seen = moments(graph, &taps, inputs, options, |_, outputs| {
+        if answers.len() < PROBES {
+            answers.push(outputs[pictures.output].clone());
+        }
+        bar.inc(1);
+    })?;
+    bar.finish_and_clear();
+    // The answers of the unpruned model are what everything is held against.
+    let answers = reference.get_or_insert(answers);
+    let bar = progress::bar(&format!("ranking {what}"), units.len());
+    let mut ranked = vec![];
+    for u in &units {
+        let mut r = Ranked::new(graph, u, &seen[&u.input], share)?;
+        let trial = r.trial(share);
+        let mut without = graph.clone();
+        r.remove(&mut without, trial, true)?;
+        let effect = effect(&without, &probes, answers, pictures.output, options)?;
+        r.weight = effect.max(1e-9) / r.cost(trial).max(f64::MIN_POSITIVE);
+        ranked.push(r);
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    allocate(&mut ranked, share);
+    let (mut before, mut after) = (0, 0);
+    for r in &ranked {
+        r.remove(graph, r.steps, !request.no_repair)?;
+        let left = r.unit.groups - r.dropped(r.steps).len();
+        before += r.unit.groups;
+        after += left;
+        if left < r.unit.groups {
+            done.lines.push(Line { layer: r.unit.name.clone(), kind, before: r.unit.groups, after: left });
+        }
+    }
+    let repair = if request.no_repair { "no repair" } else { "the rest repaired by least squares" };
+    done.notes.push(format!(
+        "prune: {what} {before} to {after} ({:.1} % left the graph), {repair} on {} pictures",
+        100.0 * (before - after) as f64 / before as f64,
+        pictures.count
+    ));
+    Ok(())
+}
+
+/// A unit with its groups in the order in which they leave.
+struct Ranked<'a> {
+    unit: &'a Unit,
+    covariance: Array2<f64>,
+    mean: Array1<f64>,
+    /// Weights of the last layer, inputs × outputs.
+    before: Array2<f64>,
+    /// Groups that leave together, and the expected squared error that adds.
+    order: Vec<(Vec<usize>, f64)>,
+    /// Effect on the logits of one unit of that error.
+    weight: f64,
+    /// How many of `order` leave.
+    steps: usize,
+}
+
+impl<'a> Ranked<'a> {
+    fn new(graph: &Graph, unit: &'a Unit, moments: &Moments, share: f64) -> Result<Ranked<'a>> {
+        let before = unit
+            .weights(graph)
+            .ok_or_else(|| Error::BadModel(format!("layer `{}`: its weight is not constant", unit.name)))?;
+        let (covariance, mean) = (moments.covariance(), moments.mean());
+        let mut e = Elimination::new(&covariance, before.clone(), RIDGE).ok_or_else(|| singular(unit))?;
+        // Rows of a panel are computed together: a few neurons less than a panel would save nothing.
+        let together = match unit.groups {
+            _ if unit.kind == Kind::Heads => 1,
+            0..64 => 1,
+            64..256 => 4,
+            _ => 16,
+        };
+        let most = (share * 2.5).min(MOST) * unit.groups as f64;
+        let mut left: Vec<usize> = (0..unit.groups).collect();
+        let mut order = vec![];
+        while left.len() > together && (order.len() * together) as f64 + together as f64 <= most.max(together as f64) {
+            left.sort_by_cached_key(|&i| std::cmp::Reverse(ordered(e.cost(&unit.rows(i)))));
+            let groups = left.split_off(left.len() - together);
+            let rows: Vec<usize> = groups.iter().flat_map(|&i| unit.rows(i)).collect();
+            let cost = e.cost(&rows);
+            if !e.drop(&rows) {
+                break;
+            }
+            order.push((groups, cost));
+        }
+        Ok(Ranked { unit, covariance, mean, before, order, weight: 1.0, steps: 0 })
+    }
+
+    /// Steps that make up a share of the unit.
+    fn trial(&self, share: f64) -> usize {
+        let each = self.order.first().map_or(1, |o| o.0.len());
+        ((share * self.unit.groups as f64 / each as f64).round() as usize).clamp(1, self.order.len().max(1))
+    }
+
+    fn dropped(&self, steps: usize) -> Vec<usize> {
+        self.order.iter().take(steps).flat_map(|o| o.0.iter().copied()).collect()
+    }
+
+    fn cost(&self, steps: usize) -> f64 {
+        self.order.iter().take(steps).map(|o| o.1).sum()
+    }
+
+    fn remove(&self, graph: &mut Graph, steps: usize, repair: bool) -> Result<()> {
+        let dropped = self.dropped(steps);
+        if dropped.is_empty() {
+            return Ok(());
+        }
+        let rows: Vec<usize> = dropped.iter().flat_map(|&i| self.unit.rows(i)).collect();
+        let solved = match repair {
+            true => Some(
+                eliminate::repair(&self.covariance, &self.mean, &self.before, &rows, RIDGE)
+                    .ok_or_else(|| singular(self.unit))?,
+            ),
+            false => None,
+        };
+        let repaired = solved.as_ref().map(|(weights, bias)| (weights, bias));
+        self.unit.remove(graph, &dropped, repaired).map_err(|why| {
+            let hint = "leave the option out, or convert the float model that the exporter wrote".into();
+            Error::Unsupported { what: format!("layer `{}` cannot be pruned: {why}", self.unit.name), hint }
+        })
+    }
+}
+
+fn singular(unit: &Unit) -> Error {
+    Error::BadModel(format!("layer `{}`: the covariance of its input is singular", unit.name))
+}
+
+fn ordered(v: f64) -> u64 {
+    // Costs are not negative, so their bits sort as they do.
+    v.max(0.0).to_bits()
+}
+
+/// Chooses how much leaves each unit: always the step whose effect is smallest for what it saves, until the share of
+/// the multiply-accumulates is saved.
+fn allocate(ranked: &mut [Ranked<'_>], share: f64) {
+    let total: f64 = ranked.iter().map(|r| (r.unit.macs * r.unit.groups as u64) as f64).sum();
+    let mut saved = 0.0;
+    loop {
+        let next = ranked.iter().enumerate().filter_map(|(i, r)| {
+            let (groups, cost) = r.order.get(r.steps)?;
+            let saves = (r.unit.macs * groups.len() as u64) as f64;
+            Some((r.weight * cost / saves, i, saves))
+        });
+        let Some((_, i, saves)) = next.min_by(|a, b| a.0.total_cmp(&b.0)) else { return };
+        // The nearest to the share, not the first beyond it.
+        if saved + saves / 2.0 > share * total {
+            return;
+        }
+        ranked[i].steps += 1;
+        saved += saves;
+    }
+}
+
+/// How far the answers of a changed model are from the reference: mean KL divergence of the classes.
+fn effect(
+    graph: &Graph,
+    probes: &[ArrayD<f32>],
+    reference: &[ArrayD<f32>],
+    output: usize,
+    options: &Options,
+) -> Result<f64> {
+    let mut session = Session::from_graph(graph.clone(), options)?;
+    let mut sum = 0.0;
+    for (x, want) in probes.iter().zip(reference) {
+        let got = session.run(std::slice::from_ref(x))?;
+        sum += divergence(want, &got[output]);
+    }
+    Ok(sum / probes.len().max(1) as f64)
+}
+
+/// KL divergence of the softmax of two rows of logits.
+fn divergence(want: &ArrayD<f32>, got: &ArrayD<f32>) -> f64 {
+    let log_softmax = |a: &ArrayD<f32>| -> Vec<f64> {
+        let largest = a.iter().fold(f32::NEG_INFINITY, |m, &v| m.max(v));
+        let sum: f64 = a.iter().map(|&v| f64::from(v - largest).exp()).sum();
+        a.iter().map(|&v| f64::from(v - largest) - sum.ln()).collect()
+    };
+    log_softmax(want).iter().zip(log_softmax(got)).map(|(p, q)| p.exp() * (p - q)).sum()
+}
+
+#[cfg(test)]
+mod tests;
