@@ -195,6 +195,11 @@ fn settings_that_do_not_fit() {
     convert_refused("size_between_patches", &mobilevit, &[&FLOAT[..], &["--size", "65"]].concat());
     convert_refused("size_of_no_number", &deit(), &[&FLOAT[..], &["--size", "large"]].concat());
     convert_refused("unknown_preprocess", &deit(), &["--precision", "fp32", "--preprocess", "imagnet"]);
+    let calib = repository().join("models/fashion/calibration").to_string_lossy().into_owned();
+    let calib = [&FLOAT[..], &["--calib", &calib, "--calib-count", "4"]].concat();
+    convert_refused("pruning_without_pictures", &deit(), &[&FLOAT[..], &["--prune-mlp", "20"]].concat());
+    convert_refused("pruning_everything", &deit(), &[&calib[..], &["--prune-heads", "100"]].concat());
+    convert_refused("repair_without_pruning", &deit(), &[&calib[..], &["--no-repair"]].concat());
     convert_refused("no_preprocess", &deit(), &["--precision", "fp32"]);
     let labels = file("labels.txt", b"cat\ndog\n").to_string_lossy().into_owned();
     convert_refused("labels_of_another_model", &deit(), &[&FLOAT[..], &["--labels", &labels]].concat());

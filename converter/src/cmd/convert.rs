@@ -33,10 +33,10 @@ pub struct Args {
     /// Who will run an INT8 file.
     #[arg(long, value_enum, default_value_t)]
     preset: Preset,
-    /// Leave out this percentage of the MLPs' hidden neurons; the layers after them are repaired by least squares.
+    /// Leave out hidden neurons: this percentage of the MLPs' work. The layers after them are repaired by least squares.
     #[arg(long, value_name = "PERCENT")]
     prune_mlp: Option<f64>,
-    /// Leave out this percentage of the attention heads; the layers after them are repaired by least squares.
+    /// Leave out attention heads: this percentage of their work. The layers after them are repaired by least squares.
     #[arg(long, value_name = "PERCENT")]
     prune_heads: Option<f64>,
     /// Do not repair after pruning, for comparison.

@@ -11,6 +11,7 @@ use crate::{progress, shapes};
 use eliminate::{Elimination, RIDGE};
 use ndarray::{Array1, Array2, ArrayD};
 use vedge_calibration::{Moments, moments};
+use vedge_runtime::error::counted;
 use vedge_runtime::onnx::Graph;
 use vedge_runtime::{Error, Options, Result, Session};
 
@@ -23,6 +24,29 @@ pub struct Request {
     pub neurons: Option<f64>,
     /// Leave the weights that stay as they are; for comparison.
     pub no_repair: bool,
+}
+
+impl Request {
+    /// Checks that it makes sense.
+    ///
+    /// # Errors
+    /// [`Error::Usage`].
+    pub fn check(&self, pictures: bool) -> Result<()> {
+        let shares = [self.heads, self.neurons];
+        let usage = |what: &str, hint: &str| Err(Error::Usage { what: what.into(), hint: hint.into() });
+        if shares.iter().flatten().any(|p| !(0.0..=80.0).contains(p)) {
+            return usage("pruning takes 0 to 80 percent", "start with --prune-mlp 20 or --prune-heads 10");
+        }
+        let asked = shares.iter().any(Option::is_some);
+        if asked && !pictures {
+            let what = "pruning needs calibration pictures: they tell what can be left out and how to make up for it";
+            return usage(what, "add --calib DIR (DIR/<class>/<picture>, 64 pictures or more)");
+        }
+        if self.no_repair && !asked {
+            return usage("--no-repair has no meaning without pruning", "add --prune-mlp or --prune-heads");
+        }
+        Ok(())
+    }
 }
 
 /// The pictures that decide: their tensors one after the other, how many there are, and which output is judged.
@@ -60,11 +84,11 @@ pub struct Pruned {
 }
 
 /// Pictures on which the effect of a removal on the logits is measured.
-const PROBES: usize = 32;
+const PROBES: usize = 16;
 /// No layer loses more than this share.
 const MOST: f64 = 0.85;
 
-/// Prunes a prepared float graph.
+/// Prunes a prepared float graph: heads first, then neurons of what is left.
 ///
 /// # Errors
 /// [`Error::Usage`] when nothing can be pruned as asked, else those of running the model.
@@ -72,87 +96,126 @@ pub fn prune(graph: &mut Graph, request: &Request, pictures: &Pictures<'_>, opti
     let mut done = Pruned::default();
     let mut reference = None;
     for (kind, share) in [(Kind::Heads, request.heads), (Kind::Neurons, request.neurons)] {
-        let Some(percent) = share.filter(|&p| p > 0.0) else { continue };
-        one_kind(graph, kind, percent / 100.0, request, pictures, options, &mut reference, &mut done)?;
+        let Some(share) = share.filter(|&p| p > 0.0).map(|p| p / 100.0) else { continue };
+        let (units, not) = unit::find(graph, kind);
+        done.warnings.extend(not.into_iter().map(|n| format!("no {} pruned: {n}", kind.name())));
+        let ranking = Ranking::new(graph, &units, share, pictures, options, &mut reference)?;
+        let lines = ranking.prune(graph, share, !request.no_repair)?;
+        let before: usize = units.iter().map(|u| u.groups).sum();
+        let gone: usize = lines.iter().map(|l| l.before - l.after).sum();
+        let repair = if request.no_repair { "no repair" } else { "the rest repaired by least squares" };
+        done.notes.push(format!(
+            "prune: {} {before} to {} ({:.1} % left the graph), {repair} on {}",
+            kind.name(),
+            before - gone,
+            100.0 * gone as f64 / before as f64,
+            counted(pictures.count, "picture")
+        ));
+        done.lines.extend(lines);
     }
     shapes::annotate(graph)?;
     graph.prune_unused();
     Ok(done)
 }
 
-#[allow(clippy::too_many_arguments)]
-fn one_kind(
-    graph: &mut Graph,
-    kind: Kind,
-    share: f64,
-    request: &Request,
-    pictures: &Pictures<'_>,
-    options: &Options,
-    reference: &mut Option<Vec<ArrayD<f32>>>,
-    done: &mut Pruned,
-) -> Result<()> {
-    let what = if kind == Kind::Heads { "heads" } else { "neurons" };
-    let (units, not) = unit::find(graph, kind);
-    done.warnings.extend(not.into_iter().map(|n| format!("no {what} pruned: {n}")));
-    if units.is_empty() {
-        return Err(Error::Usage {
-            what: format!(
-                "--prune-{}: the model has no {what} that can leave it",
-                if kind == Kind::Heads { "heads" } else { "mlp" }
-            ),
-            hint: "vedge inspect MODEL shows what it is made of; leave the option out".into(),
+/// The units of a graph, and what each loses first.
+pub struct Ranking<'a> {
+    ranked: Vec<Ranked<'a>>,
+}
+
+impl<'a> Ranking<'a> {
+    /// Runs the pictures through the graph and ranks the groups of each unit, and the units against each other by what
+    /// losing `share` of one does to the logits. `reference` holds the answers that everything is compared with; the
+    /// graph's own where there are none yet.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when there are no units, else those of running the model.
+    pub fn new(
+        graph: &Graph,
+        units: &'a [Unit],
+        share: f64,
+        pictures: &Pictures<'_>,
+        options: &Options,
+        reference: &mut Option<Vec<ArrayD<f32>>>,
+    ) -> Result<Ranking<'a>> {
+        let Some(kind) = units.first().map(|u| u.kind) else {
+            return Err(Error::Usage {
+                what: "the model has no heads or neurons that can leave it".into(),
+                hint: "leave --prune-heads or --prune-mlp out; vedge inspect MODEL shows what it is made of".into(),
+            });
+        };
+        let bar = progress::bar("covariances", pictures.count);
+        let taps: Vec<String> = units.iter().map(|u| u.input.clone()).collect();
+        let (mut probes, mut answers) = (vec![], vec![]);
+        let inputs = (0..pictures.count).map(|i| {
+            let x = (pictures.load)(i)?;
+            if probes.len() < PROBES {
+                probes.push(x.clone());
+            }
+            Ok(x)
         });
-    }
-    let bar = progress::bar("covariances", pictures.count);
-    let taps: Vec<String> = units.iter().map(|u| u.input.clone()).collect();
-    let (mut probes, mut answers) = (vec![], vec![]);
-    let inputs = (0..pictures.count).map(|i| {
-        let x = (pictures.load)(i)?;
-        if probes.len() < PROBES {
-            probes.push(x.clone());
+        let seen = moments(graph, &taps, inputs, options, |_, outputs| {
+            if answers.len() < PROBES {
+                answers.push(outputs[pictures.output].clone());
+            }
+            bar.inc(1);
+        })?;
+        bar.finish_and_clear();
+        let answers = reference.get_or_insert(answers);
+        let bar = progress::bar(&format!("ranking {}", kind.name()), units.len());
+        let mut ranked = vec![];
+        for u in units {
+            let mut r = Ranked::new(graph, u, &seen[&u.input], share)?;
+            let trial = r.trial(share);
+            let mut without = graph.clone();
+            r.remove(&mut without, trial, true)?;
+            let effect = effect(&without, &probes, answers, pictures.output, options)?;
+            r.weight = effect.max(1e-9) / r.cost(trial).max(f64::MIN_POSITIVE);
+            ranked.push(r);
+            bar.inc(1);
         }
-        Ok(x)
-    });
-    let seen = moments(graph, &taps, inputs, options, |_, outputs| {
-        if answers.len() < PROBES {
-            answers.push(outputs[pictures.output].clone());
-        }
-        bar.inc(1);
-    })?;
-    bar.finish_and_clear();
-    // The answers of the unpruned model are what everything is held against.
-    let answers = reference.get_or_insert(answers);
-    let bar = progress::bar(&format!("ranking {what}"), units.len());
-    let mut ranked = vec![];
-    for u in &units {
-        let mut r = Ranked::new(graph, u, &seen[&u.input], share)?;
-        let trial = r.trial(share);
-        let mut without = graph.clone();
-        r.remove(&mut without, trial, true)?;
-        let effect = effect(&without, &probes, answers, pictures.output, options)?;
-        r.weight = effect.max(1e-9) / r.cost(trial).max(f64::MIN_POSITIVE);
-        ranked.push(r);
-        bar.inc(1);
+        bar.finish_and_clear();
+        Ok(Ranking { ranked })
     }
-    bar.finish_and_clear();
-    allocate(&mut ranked, share);
-    let (mut before, mut after) = (0, 0);
-    for r in &ranked {
-        r.remove(graph, r.steps, !request.no_repair)?;
-        let left = r.unit.groups - r.dropped(r.steps).len();
-        before += r.unit.groups;
-        after += left;
-        if left < r.unit.groups {
-            done.lines.push(Line { layer: r.unit.name.clone(), kind, before: r.unit.groups, after: left });
+
+    /// Removes a share (0…1, at most three times the one that the ranking was made for) from the graph that was ranked.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] with the layer that cannot follow.
+    pub fn prune(&self, graph: &mut Graph, share: f64, repair: bool) -> Result<Vec<Line>> {
+        let mut lines = vec![];
+        for (r, steps) in self.ranked.iter().zip(self.allocate(share)) {
+            r.remove(graph, steps, repair)?;
+            let (before, gone) = (r.unit.groups, r.dropped(steps).len());
+            if gone > 0 {
+                lines.push(Line { layer: r.unit.name.clone(), kind: r.unit.kind, before, after: before - gone });
+            }
+        }
+        Ok(lines)
+    }
+
+    /// How many steps each unit takes: always the one whose effect is smallest for what it saves, until the share of
+    /// the multiply-accumulates is saved.
+    fn allocate(&self, share: f64) -> Vec<usize> {
+        let macs = |r: &Ranked<'_>, groups: usize| r.unit.macs as f64 * groups as f64;
+        let total: f64 = self.ranked.iter().map(|r| macs(r, r.unit.groups)).sum();
+        let mut steps = vec![0; self.ranked.len()];
+        let mut saved = 0.0;
+        loop {
+            let next = self.ranked.iter().enumerate().filter_map(|(i, r)| {
+                let (groups, cost) = r.order.get(steps[i])?;
+                let saves = macs(r, groups.len());
+                Some((r.weight * cost / saves, i, saves))
+            });
+            let Some((_, i, saves)) = next.min_by(|a, b| a.0.total_cmp(&b.0)) else { return steps };
+            // The nearest to the share, not the first beyond it.
+            if saved + saves / 2.0 > share * total {
+                return steps;
+            }
+            steps[i] += 1;
+            saved += saves;
         }
     }
-    let repair = if request.no_repair { "no repair" } else { "the rest repaired by least squares" };
-    done.notes.push(format!(
-        "prune: {what} {before} to {after} ({:.1} % left the graph), {repair} on {} pictures",
-        100.0 * (before - after) as f64 / before as f64,
-        pictures.count
-    ));
-    Ok(())
 }
 
 /// A unit with its groups in the order in which they leave.
@@ -166,8 +229,6 @@ struct Ranked<'a> {
     order: Vec<(Vec<usize>, f64)>,
     /// Effect on the logits of one unit of that error.
     weight: f64,
-    /// How many of `order` leave.
-    steps: usize,
 }
 
 impl<'a> Ranked<'a> {
@@ -184,7 +245,7 @@ impl<'a> Ranked<'a> {
             64..256 => 4,
             _ => 16,
         };
-        let most = (share * 2.5).min(MOST) * unit.groups as f64;
+        let most = (share * 3.0).min(MOST) * unit.groups as f64;
         let mut left: Vec<usize> = (0..unit.groups).collect();
         let mut order = vec![];
         while left.len() > together && (order.len() * together) as f64 + together as f64 <= most.max(together as f64) {
@@ -197,7 +258,7 @@ impl<'a> Ranked<'a> {
             }
             order.push((groups, cost));
         }
-        Ok(Ranked { unit, covariance, mean, before, order, weight: 1.0, steps: 0 })
+        Ok(Ranked { unit, covariance, mean, before, order, weight: 1.0 })
     }
 
     /// Steps that make up a share of the unit.
@@ -242,27 +303,6 @@ fn singular(unit: &Unit) -> Error {
 fn ordered(v: f64) -> u64 {
     // Costs are not negative, so their bits sort as they do.
     v.max(0.0).to_bits()
-}
-
-/// Chooses how much leaves each unit: always the step whose effect is smallest for what it saves, until the share of
-/// the multiply-accumulates is saved.
-fn allocate(ranked: &mut [Ranked<'_>], share: f64) {
-    let total: f64 = ranked.iter().map(|r| (r.unit.macs * r.unit.groups as u64) as f64).sum();
-    let mut saved = 0.0;
-    loop {
-        let next = ranked.iter().enumerate().filter_map(|(i, r)| {
-            let (groups, cost) = r.order.get(r.steps)?;
-            let saves = (r.unit.macs * groups.len() as u64) as f64;
-            Some((r.weight * cost / saves, i, saves))
-        });
-        let Some((_, i, saves)) = next.min_by(|a, b| a.0.total_cmp(&b.0)) else { return };
-        // The nearest to the share, not the first beyond it.
-        if saved + saves / 2.0 > share * total {
-            return;
-        }
-        ranked[i].steps += 1;
-        saved += saves;
-    }
 }
 
 /// How far the answers of a changed model are from the reference: mean KL divergence of the classes.

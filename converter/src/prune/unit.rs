@@ -17,6 +17,16 @@ pub enum Kind {
     Neurons,
 }
 
+impl Kind {
+    /// In words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Heads => "heads",
+            Kind::Neurons => "neurons",
+        }
+    }
+}
+
 /// Channels between some linear layers and the one that takes them in.
 #[derive(Clone, Debug)]
 pub struct Unit {
@@ -111,16 +121,16 @@ fn add_bias(g: &mut Graph, end: usize, change: &Array1<f64>) {
         let at = (0..2).find(|&k| g.nodes[i].input_name(k) != output)?;
         let name = g.nodes[i].input_name(at).to_string();
         let shape = shape_of(g.initializers.get(&name)?);
-        (elements(&shape) == change.len() && shape.last() == Some(&change.len())).then_some((i, at, name, shape))
+        let values = g.const_f32(&name)?;
+        let fits = elements(&shape) == change.len() && shape.last() == Some(&change.len());
+        fits.then_some((i, at, name, shape, values))
     });
-    if let Some((node, at, name, shape)) = constant {
-        if let Some(values) = g.const_f32(&name) {
-            let values: Vec<f32> = values.iter().zip(change).map(|(b, c)| (f64::from(*b) + c) as f32).collect();
-            let new = g.fresh(&format!("{name}_repaired"));
-            g.initializers.insert(new.clone(), f32_tensor(&new, &shape, &values));
-            g.nodes[node].input[at] = new;
-            return;
-        }
+    if let Some((node, at, name, shape, values)) = constant {
+        let values: Vec<f32> = values.iter().zip(change).map(|(b, c)| (f64::from(*b) + c) as f32).collect();
+        let new = g.fresh(&format!("{name}_repaired"));
+        g.initializers.insert(new.clone(), f32_tensor(&new, &shape, &values));
+        g.nodes[node].input[at] = new;
+        return;
     }
     let (product, bias) = (g.fresh(&format!("{output}_product")), g.fresh(&format!("{output}_bias")));
     let values: Vec<f32> = change.iter().map(|&c| c as f32).collect();
@@ -204,7 +214,7 @@ fn heads(g: &Graph, uses: &Uses, softmax: &NodeProto) -> Option<Vec<Unit>> {
     let mut end = None;
     for _ in 0..12 {
         let next = uses.consumers(&value).iter().map(|&i| (i, &g.nodes[i]));
-        let (i, n) = next.filter(|(_, n)| n.op_type() != "IsNaN").last()?;
+        let (i, n) = next.rev().find(|(_, n)| n.op_type() != "IsNaN")?;
         match (n.op_type(), &context) {
             ("MatMul", None) if n.input_name(0) == value => context = Some(i),
             ("MatMul", Some(_)) => {
@@ -218,7 +228,7 @@ fn heads(g: &Graph, uses: &Uses, softmax: &NodeProto) -> Option<Vec<Unit>> {
     }
     let (context, (end, (k, out))) = (context?, end?);
     let width = *g.shape(&g.nodes[context].output[0])?.last()?;
-    if width == 0 || k % width != 0 {
+    if width == 0 || !k.is_multiple_of(width) {
         return None;
     }
     // Backward: the product of Q and K, then the projections of all three.
@@ -239,7 +249,7 @@ fn heads(g: &Graph, uses: &Uses, softmax: &NodeProto) -> Option<Vec<Unit>> {
     }
     let groups = k / width;
     let columns: Vec<usize> = starts.iter().map(|&s| linear(g, s).map_or(0, |l| l.1)).collect();
-    if columns.iter().any(|c| c % groups != 0) {
+    if columns.iter().any(|c| !c.is_multiple_of(groups)) {
         return None;
     }
     let inputs = |s: usize| linear(g, s).map_or(0, |l| l.0 as u64);
@@ -262,7 +272,7 @@ fn heads(g: &Graph, uses: &Uses, softmax: &NodeProto) -> Option<Vec<Unit>> {
         macs,
     };
     // Heads of another width in Q and K than in V cannot be told apart in a fused projection.
-    let outside = |c: usize| if c % (groups * width) == 0 { c / (groups * width) } else { 1 };
+    let outside = |c: usize| if c.is_multiple_of(groups * width) { c / (groups * width) } else { 1 };
     Some(vec![layout(&outside), layout(&|_| 1)])
 }
 

@@ -310,10 +310,10 @@ fn distribute(from: &[Dim], to: &[usize]) -> Result<Vec<Dim>, String> {
         let (mut dim, mut missing) = (vec![], want);
         while missing > 1 {
             let f = left.pop().ok_or("has another number of elements")?;
-            if missing % f.size == 0 {
+            if missing.is_multiple_of(f.size) {
                 missing /= f.size;
                 dim.push(f);
-            } else if f.size % missing == 0 && f.keep.is_none() {
+            } else if f.size.is_multiple_of(missing) && f.keep.is_none() {
                 left.push(Factor::whole(f.size / missing));
                 dim.push(Factor::whole(missing));
                 missing = 1;
@@ -338,7 +338,7 @@ fn part(dim: &Dim, start: usize, size: usize) -> Result<Dim, String> {
         return Ok(dim.clone());
     }
     let inner = old_size(&dim[1..].to_vec());
-    if dim[0].keep.is_some() || start % inner != 0 || size % inner != 0 {
+    if dim[0].keep.is_some() || !start.is_multiple_of(inner) || !size.is_multiple_of(inner) {
         return Err("takes a part of the channels".into());
     }
     Ok(std::iter::once(Factor::whole(size / inner)).chain(dim[1..].iter().cloned()).collect())
