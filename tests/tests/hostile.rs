@@ -38,6 +38,7 @@ fn converted(model: &str, preset: Preset) -> Result<Graph> {
         size: None,
         precision: Precision::Int8,
         preset,
+        prune: Default::default(),
         calibration: Some(Pictures { dir: models.join("fashion/calibration"), count: 8 }),
         preprocess: Some(models.join("fashion.json").to_string_lossy().into_owned()),
         mean: None,

@@ -23,7 +23,7 @@ fn answers(g: &Graph, count: usize) -> Vec<ArrayD<f32>> {
 
 fn pruned(g: &Graph, request: Request) -> (Graph, Pruned) {
     let mut g = g.clone();
-    let pictures = Pictures { load: &|i| Ok(picture(i)), count: 40, output: 0 };
+    let pictures = Pictures { load: &|i| Ok(picture(i)), count: 24, output: 0 };
     let done = prune(&mut g, &request, &pictures, &Options::default()).unwrap();
     crate::check::check(&g).unwrap();
     (g, done)
