@@ -236,7 +236,7 @@ mod tests {
         assert!(Dataset::open(empty.path(), None).unwrap_err().to_string().contains("no pictures in the 2"));
         let flat = folder(&[]);
         fs::write(flat.path().join("x.JPG"), "x").unwrap();
-        assert!(Dataset::open(flat.path(), None).unwrap_err().to_string().contains("1 pictures but no class"));
+        assert!(Dataset::open(flat.path(), None).unwrap_err().to_string().contains("1 picture but no class"));
         assert!(Dataset::open(&flat.path().join("missing"), None).unwrap_err().to_string().contains("missing"));
     }
 }

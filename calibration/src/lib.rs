@@ -1,14 +1,16 @@
 //! Picture folders, observers and statistics with bounded memory.
 //!
 //! A [`Dataset`] names pictures, [`collect`] runs the float model on them and keeps one [`Histogram`] for each
-//! watched value; nothing grows with the number of pictures.
+//! watched value, and [`InputMoments`] where they are asked for; nothing grows with the number of pictures.
 
 pub mod dataset;
+pub mod input_moments;
 pub mod moments;
 pub mod observer;
 pub mod statistics;
 
 pub use dataset::{Dataset, Item};
+pub use input_moments::{InputMoments, View};
 pub use moments::{Moments, moments};
 pub use observer::{Calibrator, Histogram};
-pub use statistics::{Statistics, collect};
+pub use statistics::{Statistics, Tap, collect};

@@ -1,16 +1,35 @@
 //! Runs the float model on pictures and observes inner values.
 
+use crate::input_moments::{InputMoments, View};
 use crate::observer::Histogram;
 use ndarray::ArrayD;
 use std::collections::BTreeMap;
 use vedge_runtime::onnx::Graph;
 use vedge_runtime::{Error, Options, Result, Session};
 
+/// A value to observe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tap {
+    /// Its name in the graph.
+    pub value: String,
+    /// As what moments of it are kept; may be empty.
+    pub views: Vec<View>,
+}
+
+impl Tap {
+    /// Observes the range of a value.
+    pub fn range(value: &str) -> Tap {
+        Tap { value: value.into(), views: vec![] }
+    }
+}
+
 /// Everything kept from a calibration run.
 #[derive(Clone, Debug, Default)]
 pub struct Statistics {
     /// What was seen of each value, by name.
     pub observed: BTreeMap<String, Histogram>,
+    /// Moments of each value, for each view asked for.
+    pub moments: BTreeMap<(String, View), InputMoments>,
     /// How many pictures were run.
     pub pictures: usize,
 }
@@ -22,7 +41,7 @@ pub struct Statistics {
 /// Those of [`Session`] and of `inputs`; [`Error::Shape`] for a tap that the graph does not have; [`Error::BadModel`] when a value is infinite or NaN (naming the first in graph order).
 pub fn collect(
     graph: &Graph,
-    taps: &[String],
+    taps: &[Tap],
     inputs: impl Iterator<Item = Result<ArrayD<f32>>>,
     options: &Options,
     mut done: impl FnMut(usize, &[ArrayD<f32>]),
@@ -30,8 +49,8 @@ pub fn collect(
     let mut tapped = graph.clone();
     let own = graph.outputs.len();
     let input = graph.inputs.first().map(|i| i.name().to_string()).unwrap_or_default();
-    let (on_input, inside): (Vec<&String>, Vec<&String>) = taps.iter().partition(|t| **t == input);
-    for t in &inside {
+    let (on_input, inside): (Vec<&Tap>, Vec<&Tap>) = taps.iter().partition(|t| t.value == input);
+    for Tap { value: t, .. } in &inside {
         let (dtype, shape) =
             graph.fact(t).ok_or_else(|| Error::Shape(format!("value `{t}` has no fixed shape in the graph")))?;
         tapped.outputs.push(vedge_runtime::onnx::value_info(t, dtype, &shape));
@@ -43,17 +62,28 @@ pub fn collect(
         let outputs = session.run(&x)?;
         let seen = on_input.iter().map(|t| (*t, &x[0])).chain(inside.iter().copied().zip(&outputs[own..]));
         for (tap, value) in seen {
-            let histogram = all.observed.entry(tap.clone()).or_default();
+            let histogram = all.observed.entry(tap.value.clone()).or_default();
             match value.as_slice() {
                 Some(s) => histogram.add(s.iter().copied()),
                 None => histogram.add(value.iter().copied()),
             }
             if histogram.not_finite() > 0 {
                 return Err(Error::BadModel(format!(
-                    "value `{tap}` is infinite or NaN on calibration picture {} (counted from 1): the float model \
+                    "value `{}` is infinite or NaN on calibration picture {} (counted from 1): the float model \
                      overflows there, or the preprocessing does not fit it",
+                    tap.value,
                     all.pictures + 1
                 )));
+            }
+            for &view in &tap.views {
+                let key = (tap.value.clone(), view);
+                if !all.moments.contains_key(&key) {
+                    let new = InputMoments::new(value.shape(), view).ok_or_else(|| {
+                        Error::Shape(format!("value `{}` of shape {:?} is no {view:?}", tap.value, value.shape()))
+                    })?;
+                    all.moments.insert(key.clone(), new);
+                }
+                all.moments.get_mut(&key).expect("inserted above").add(value);
             }
         }
         done(all.pictures, &outputs[..own]);
@@ -93,8 +123,8 @@ mod tests {
         g.value_info.insert("h".into(), value_info("h", DType::Float, &[2, 2]));
         g
     }
-    fn tap(value: &str) -> String {
-        value.into()
+    fn tap(value: &str) -> Tap {
+        Tap::range(value)
     }
 
     fn inputs(rows: &[[f32; 6]]) -> impl Iterator<Item = Result<ArrayD<f32>>> {

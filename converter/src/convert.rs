@@ -6,9 +6,9 @@ use crate::quantize::{self, Candidate, Evidence, Layer, Preset, Probes, Quantize
 use crate::{check, preset, progress, prune};
 use ndarray::ArrayD;
 use sha2::{Digest, Sha256};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use vedge_calibration::{Dataset, Item, Statistics, collect, dataset};
+use vedge_calibration::{Dataset, Item, Tap, View, collect, dataset, input_moments};
 use vedge_runtime::error::counted;
 use vedge_runtime::model::card::{
     Accuracy, Activations, CalibrationData, OutputKind, Preprocess, Provenance, SelfTest, VERSION,
@@ -99,6 +99,8 @@ pub struct Converted {
 
 /// At most so many calibration pictures judge the candidates, a quarter of those given.
 const PROBES: usize = 32;
+/// Bytes that moments of layer inputs may take; layers beyond that are rounded without them.
+const MOMENTS: usize = 768 << 20;
 /// Fewer judges than this are not held out: all pictures calibrate and judge.
 const LEAST_PROBES: usize = 8;
 /// Lowest cosine similarity of the self-test on another CPU: integer layers are equal everywhere, float ones nearly.
@@ -348,6 +350,21 @@ fn int8(
     Ok(done)
 }
 
+/// What to observe for the layers of a model. Moments are kept of the smallest inputs first, up to [`MOMENTS`] bytes.
+fn taps(graph: &Graph) -> Vec<Tap> {
+    let mut wanted: BTreeMap<String, BTreeSet<View>> = BTreeMap::new();
+    for l in quantize::layers::find(graph).0 {
+        wanted.entry(l.activation).or_default().extend(l.view);
+    }
+    let size =
+        |value: &str, view| input_moments::bytes(&graph.shape(value).unwrap_or_default(), view).unwrap_or(usize::MAX);
+    let sizes: Vec<usize> = wanted.iter().flat_map(|(v, views)| views.iter().map(|w| size(v, *w))).collect();
+    let up_to = |limit: usize| sizes.iter().filter(|s| **s <= limit).fold(0usize, |sum, s| sum.saturating_add(*s));
+    let largest = sizes.iter().copied().filter(|s| up_to(*s) <= MOMENTS).max().unwrap_or(0);
+    let keep = |value: &str, views: BTreeSet<View>| views.into_iter().filter(|v| size(value, *v) <= largest).collect();
+    wanted.into_iter().map(|(value, views)| Tap { views: keep(&value, views), value }).collect()
+}
+
 /// Runs the float model on the calibration pictures: the last quarter becomes judges, the others are observed.
 fn observe(graph: &Graph, items: &[Item], card: &Card, output: usize, settings: &Settings) -> Result<Evidence> {
     let judges = (items.len() / 4).min(PROBES);
@@ -357,16 +374,10 @@ fn observe(graph: &Graph, items: &[Item], card: &Card, output: usize, settings: 
         true => items.split_at(items.len() - judges),
         false => (items, items),
     };
-    let taps: BTreeSet<String> = quantize::layers::find(graph).0.into_iter().map(|l| l.activation).collect();
-    let taps: Vec<String> = taps.into_iter().collect();
+    let taps = taps(graph);
     let bar = progress::bar("calibrating", observed.len() + probes.len());
-    let statistics = match settings.preset {
-        Preset::Cpu => Statistics::default(),
-        _ => {
-            let inputs = observed.iter().map(|i| load_picture(&i.path, &card.preprocess));
-            collect(graph, &taps, inputs, &settings.options, |_, _| bar.inc(1))?
-        }
-    };
+    let inputs = observed.iter().map(|i| load_picture(&i.path, &card.preprocess));
+    let statistics = collect(graph, &taps, inputs, &settings.options, |_, _| bar.inc(1))?;
     let mut session = Session::from_graph(graph.clone(), &settings.options)?;
     let (mut inputs, mut reference) = (vec![], vec![]);
     for i in probes {

@@ -85,22 +85,24 @@ def fashion(limit):
         yield np.repeat(x[:, None], 3, axis=1), classes[start : start + 500]
 
 
-def imagenette(folder, limit):
-    """Chunks of tensors [n, 3, 224, 224] and classes [n]: shorter side 256 bicubic, centre 224, ImageNet mean and std."""
+def read_imagenette(path):
+    """A picture as a tensor [3, 224, 224]: shorter side 256 bicubic, centre 224, ImageNet mean and std."""
     mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+    picture = Image.open(path).convert("RGB")
+    width, height = (int(side * 256 / min(picture.size)) for side in picture.size)
+    picture = picture.resize((width, height), Image.BICUBIC)
+    left, top = round((width - 224) / 2), round((height - 224) / 2)
+    pixels = np.asarray(picture.crop((left, top, left + 224, top + 224)), np.float32)
+    return ((pixels / np.float32(255) - mean) / std).transpose(2, 0, 1)
+
+
+def imagenette(folder, limit):
+    """Chunks of tensors [n, 3, 224, 224] and classes [n]."""
     files = sorted(path for path in folder.glob("*/*") if path.is_file())
     files = files[:: max(1, len(files) // limit)]
     for start in range(0, len(files), 50):
         chunk = files[start : start + 50]
-        tensors = []
-        for path in chunk:
-            picture = Image.open(path).convert("RGB")
-            width, height = (int(side * 256 / min(picture.size)) for side in picture.size)
-            picture = picture.resize((width, height), Image.BICUBIC)
-            left, top = round((width - 224) / 2), round((height - 224) / 2)
-            pixels = np.asarray(picture.crop((left, top, left + 224, top + 224)), np.float32)
-            tensors.append(((pixels / np.float32(255) - mean) / std).transpose(2, 0, 1))
-        yield np.stack(tensors), np.array([int(path.parent.name.split("_")[0]) for path in chunk])
+        yield np.stack([read_imagenette(path) for path in chunk]), np.array([int(path.parent.name.split("_")[0]) for path in chunk])
 
 
 def check_int8(args, name, float_model, int8_model, chunks):

@@ -7,10 +7,11 @@ use ndarray::ArrayD;
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use vedge_calibration::{Calibrator, Histogram, collect};
+use vedge_calibration::{Calibrator, Histogram, Tap, collect};
 use vedge_converter::check::check;
 use vedge_converter::passes::{Prepare, prepare};
-use vedge_converter::quantize::{Sqnr, layers, write};
+use vedge_converter::quantize::write::{self, Recipe};
+use vedge_converter::quantize::{Sqnr, layers};
 use vedge_runtime::onnx::Graph;
 use vedge_runtime::{Error, Options, Session};
 use vedge_tests::zoo::{self, ExpectedOutput};
@@ -68,15 +69,12 @@ fn quantize(mut graph: Graph, input: &ArrayD<f32>, float: &ArrayD<f32>) -> Resul
     let layers = layers::find(&graph).0;
     // Layers that share their input name it once.
     let taps: BTreeSet<String> = layers.iter().map(|l| l.activation.clone()).collect();
-    let taps = Vec::from_iter(taps);
+    let taps: Vec<Tap> = taps.iter().map(|t| Tap::range(t)).collect();
     let once = std::iter::once(Ok(input.clone()));
     let statistics = collect(&graph, &taps, once, &Options::default(), |_, _| {})?;
     let range = |(value, seen): (&String, &Histogram)| (value.clone(), seen.range(Calibrator::ALL[0]));
-    write::write_int8(
-        &mut graph,
-        &layers.iter().collect::<Vec<_>>(),
-        &statistics.observed.iter().map(range).collect(),
-    )?;
+    let ranges = statistics.observed.iter().map(range).collect();
+    write::write_int8(&mut graph, &layers, &Recipe { ranges, ..Recipe::default() })?;
     check(&graph)?;
     let int8 = Session::from_graph(graph, &Options::default())?.run(std::slice::from_ref(input))?;
     let mut ratio = Sqnr::default();

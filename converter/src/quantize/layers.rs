@@ -1,6 +1,7 @@
 //! Which nodes hold weights that can become integers.
 
 use super::number::Grid;
+use vedge_calibration::View;
 use vedge_runtime::onnx::{DType, Graph, NodeProto};
 
 /// A Conv, Gemm or MatMul with a constant float weight.
@@ -20,6 +21,8 @@ pub struct Layer {
     pub shape: Vec<usize>,
     /// `linear`, `conv` or `depthwise conv`.
     pub class: &'static str,
+    /// How elements of the activation meet the weights; `None` where that has no simple form.
+    pub view: Option<View>,
 }
 
 impl Layer {
@@ -97,7 +100,32 @@ fn layer(g: &Graph, node: usize, n: &NodeProto) -> Result<Option<Layer>, String>
         activation: n.input_name(0).into(),
         weight: n.input_name(1).into(),
         out_axis,
+        view: match op {
+            "Conv" => patches(n, &shape),
+            _ => Some(View::Rows),
+        },
         shape,
         class,
     }))
+}
+
+/// The view of a convolution that is dense or has one filter for each channel.
+fn patches(n: &NodeProto, shape: &[usize]) -> Option<View> {
+    let two = |name: &str| match n.ints(name) {
+        None => Some([1, 1]),
+        Some(&[a, b]) if a > 0 && b > 0 => Some([a as usize, b as usize]),
+        Some(_) => None,
+    };
+    let pads = match n.ints("pads") {
+        None => [0; 4],
+        Some(&[t, l, b, r]) if t.min(l).min(b).min(r) >= 0 => [t, l, b, r].map(|p| p as usize),
+        Some(_) => return None,
+    };
+    let group = n.int("group", 1);
+    let depthwise = group > 1 && shape[1] == 1 && group as usize == shape[0];
+    if !(depthwise || group == 1) || !matches!(n.string("auto_pad", "NOTSET"), "NOTSET" | "") {
+        return None;
+    }
+    let (stride, dilation) = (two("strides")?, two("dilations")?);
+    Some(View::Patches { kernel: [shape[2], shape[3]], stride, dilation, pads, depthwise })
 }

@@ -8,6 +8,9 @@
 pub mod judge;
 pub mod layers;
 pub mod number;
+pub mod round;
+mod search;
+pub mod smooth;
 pub mod write;
 
 pub use layers::{Layer, Skipped};
@@ -15,9 +18,11 @@ pub use write::{Halved, write_f16};
 
 pub use judge::{Effect, Probes, Sqnr};
 
-use crate::progress;
-use std::collections::BTreeMap;
+use search::{Ground, Search};
+use write::Recipe;
+
 use vedge_calibration::{Calibrator, Statistics};
+use vedge_runtime::error::counted;
 use vedge_runtime::model::card::Activations;
 use vedge_runtime::onnx::Graph;
 use vedge_runtime::{Card, Error, Options, Result};
@@ -49,6 +54,16 @@ impl Preset {
 /// Less than this many dB between the presets is no reason to leave the portable one, which every engine runs in integers.
 const MEANINGFUL_DB: f64 = 1.0;
 
+/// How weights become integers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rounding {
+    /// Each to the nearest step.
+    Nearest,
+    /// So that the outputs stay near on inputs like those of the calibration pictures.
+    Compensated,
+}
+
 /// A way to quantize and how near the logits stay with it.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Candidate {
@@ -56,18 +71,30 @@ pub struct Candidate {
     pub activations: Activations,
     /// How their ranges were chosen; none where they are found row by row at run time.
     pub calibrator: Option<Calibrator>,
+    /// How weights were rounded.
+    pub rounding: Rounding,
+    /// Values whose channels were evened out.
+    pub smoothed: usize,
     /// The effect on the probes.
     pub effect: Effect,
 }
 
 impl Candidate {
-    /// What is done to activations, in words.
+    /// What is done, in words.
     pub fn describe(&self) -> String {
         let how = match self.calibrator {
             Some(c) => format!("static activations by {}", c.name()),
             None => "activations row by row at run time".into(),
         };
-        format!("{how} ({:.1} dB)", self.effect.sqnr)
+        let rounding = match self.rounding {
+            Rounding::Nearest => "",
+            Rounding::Compensated => ", weights rounded by their effect",
+        };
+        let smoothed = match self.smoothed {
+            0 => String::new(),
+            n => format!(", channels of {} evened out", counted(n, "value")),
+        };
+        format!("{how}{smoothed}{rounding} ({:.1} dB)", self.effect.sqnr)
     }
 }
 
@@ -120,49 +147,38 @@ pub fn quantize(
     options: &Options,
 ) -> Result<Quantized> {
     let (layers, skipped) = layers::find(graph);
-    let mut ways: Vec<(Activations, Option<Calibrator>)> = vec![];
-    if preset.tries(Activations::Static) {
-        ways.extend(Calibrator::ALL.map(|c| (Activations::Static, Some(c))));
-    }
-    if preset.tries(Activations::PerToken) {
-        ways.push((Activations::PerToken, None));
-    }
-    let Some(Evidence { statistics, probes }) = evidence else {
+    let Some(evidence) = evidence else {
         if preset != Preset::Cpu {
             return Err(no_pictures());
         }
-        let graph = write(graph, &layers, &BTreeMap::new())?;
+        let graph = write(graph, &layers, &Recipe::default())?;
         return Ok(Quantized { graph, activations: Activations::PerToken, layers, skipped, candidates: vec![] });
     };
-    let bar = progress::bar("choosing by the logits", ways.len() * probes.inputs.len());
-    let mut tried: Vec<(Candidate, Graph)> = vec![];
-    for (activations, calibrator) in ways {
-        let ranges: BTreeMap<String, (f32, f32)> = match calibrator {
-            Some(c) => statistics.observed.iter().map(|(value, o)| (value.clone(), o.range(c))).collect(),
-            None => BTreeMap::new(),
-        };
-        let mut candidate = write(graph, &layers, &ranges)?;
-        Card { activations, ..card.clone() }.embed(&mut candidate);
-        let effect = probes.judge(&candidate, options, &bar)?;
-        tried.push((Candidate { activations, calibrator, effect }, candidate));
+    let search = Search { probes: &evidence.probes, card, options };
+    let ground = Ground::plain(graph, &layers, &evidence.statistics);
+    let sites = smooth::sites(graph, &layers)?;
+    let mut tried = vec![];
+    if preset.tries(Activations::Static) {
+        tried.extend(search.portable(&ground, &sites)?);
     }
-    bar.finish_and_clear();
-    // Best first; on a tie the first tried, which clips nothing, stays first.
+    if preset.tries(Activations::PerToken) {
+        tried.extend(search.cpu(&ground, &sites)?);
+    }
+    // Best first; on a tie the first tried, which does less, stays first.
     tried.sort_by(|a, b| b.0.effect.sqnr.total_cmp(&a.0.effect.sqnr));
     let least = tried[0].0.effect.sqnr - MEANINGFUL_DB;
-    if let Some(portable) =
-        tried.iter().position(|(c, _)| c.activations == Activations::Static && c.effect.sqnr >= least)
-    {
-        tried[..=portable].rotate_right(1);
+    let portable = |(c, _): &(Candidate, Graph)| c.activations == Activations::Static && c.effect.sqnr >= least;
+    if let Some(at) = tried.iter().position(portable) {
+        tried[..=at].rotate_right(1);
     }
     let (candidates, mut graphs): (Vec<Candidate>, Vec<Graph>) = tried.into_iter().unzip();
     let activations = candidates[0].activations;
     Ok(Quantized { graph: graphs.swap_remove(0), activations, layers, skipped, candidates })
 }
 
-fn write(graph: &Graph, layers: &[Layer], ranges: &BTreeMap<String, (f32, f32)>) -> Result<Graph> {
+fn write(graph: &Graph, layers: &[Layer], recipe: &Recipe) -> Result<Graph> {
     let mut graph = graph.clone();
-    write::write_int8(&mut graph, &layers.iter().collect::<Vec<_>>(), ranges)?;
+    write::write_int8(&mut graph, layers, recipe)?;
     Ok(graph)
 }
 

@@ -1,7 +1,7 @@
 use super::*;
 use ndarray::ArrayD;
 use prost::Message;
-use vedge_calibration::collect;
+use vedge_calibration::{Tap, collect};
 use vedge_runtime::Session;
 use vedge_runtime::model::card::{Channels, Filter, Fit, OutputKind, Preprocess, Provenance, VERSION};
 use vedge_runtime::onnx::proto::OperatorSetIdProto;
@@ -12,7 +12,7 @@ fn noise(seed: u64, n: usize) -> Vec<f32> {
     vedge_runtime::model::card::SelfTest::input(seed, n)
 }
 
-fn empty(opset: i64) -> Graph {
+pub fn empty(opset: i64) -> Graph {
     let model = ModelProto {
         ir_version: Some(8),
         opset_import: vec![OperatorSetIdProto { version: Some(opset), ..Default::default() }],
@@ -42,8 +42,8 @@ fn graph() -> Graph {
     g
 }
 
-fn ranges(of: &[(&str, (f32, f32))]) -> BTreeMap<String, (f32, f32)> {
-    of.iter().map(|(n, r)| (n.to_string(), *r)).collect()
+fn ranges(of: &[(&str, (f32, f32))]) -> Recipe {
+    Recipe { ranges: of.iter().map(|(n, r)| (n.to_string(), *r)).collect(), ..Recipe::default() }
 }
 
 fn count(g: &Graph, op: &str) -> usize {
@@ -69,7 +69,7 @@ fn layers_with_constant_weights_are_found() {
 fn one_pair_serves_all_layers_of_an_activation() {
     let mut g = graph();
     let (layers, _) = layers::find(&g);
-    write::write_int8(&mut g, &layers.iter().collect::<Vec<_>>(), &ranges(&[("x", (-1.0, 1.0))])).unwrap();
+    write::write_int8(&mut g, &layers, &ranges(&[("x", (-1.0, 1.0))])).unwrap();
     assert_eq!((count(&g, "QuantizeLinear"), count(&g, "DequantizeLinear")), (1, 3));
     assert_eq!(g.nodes[0].op_type(), "QuantizeLinear");
     assert!(!g.initializers.contains_key("w") && !g.initializers.contains_key("v"));
@@ -85,7 +85,7 @@ fn the_graph_computes_what_the_definition_says() {
     let range = (-0.8, 0.9);
     let float = g.clone();
     let (layers, _) = layers::find(&g);
-    write::write_int8(&mut g, &layers.iter().collect::<Vec<_>>(), &ranges(&[("x", range)])).unwrap();
+    write::write_int8(&mut g, &layers, &ranges(&[("x", range)])).unwrap();
     let scale = (range.1 - range.0) / 255.0f32;
     let zero = (-range.0 / scale).round_ties_even();
     let xq: Vec<f64> = x
@@ -143,7 +143,7 @@ fn gemm_and_convolutions_quantize_along_their_output_channels() {
     let f: Vec<f32> = (0..4).map(|c| (0..4).map(|k| x[c * 4 + k] * weight[c * 4 + k]).sum()).collect();
     let reach = f.iter().fold(0f32, |m, v| m.max(v.abs()));
     let limits = ranges(&[("x", (-1.0, 1.0)), ("f", (-reach, reach))]);
-    write::write_int8(&mut g, &layers.iter().collect::<Vec<_>>(), &limits).unwrap();
+    write::write_int8(&mut g, &layers, &limits).unwrap();
     let largest = float.iter().fold(0f32, |m, v| m.max(v.abs()));
     for (a, b) in run(&g, &x).iter().zip(&float) {
         assert!((a - b).abs() < 0.02 * largest, "{a} {b}");
@@ -165,7 +165,7 @@ fn an_old_operator_set_is_refused() {
     let mut g = graph();
     g.set_opset(12);
     let (layers, _) = layers::find(&g);
-    let e = write::write_int8(&mut g, &layers.iter().collect::<Vec<_>>(), &ranges(&[])).unwrap_err();
+    let e = write::write_int8(&mut g, &layers, &ranges(&[])).unwrap_err();
     assert!(e.to_string().contains("operator set 12"));
 }
 
@@ -251,7 +251,7 @@ fn quantized_beside_a_row(times: f32, preset: Preset) -> Quantized {
     let options = Options::default();
     let all = inputs.iter().cloned().map(Ok);
     let statistics =
-        collect(&g, &["x".into()], all, &options, |_, y| reference.push(y[0].iter().copied().collect())).unwrap();
+        collect(&g, &[Tap::range("x")], all, &options, |_, y| reference.push(y[0].iter().copied().collect())).unwrap();
     let probes = Probes { inputs, reference, classes: vec![0; 8], output: 0, held_out: false };
     quantize(&g, preset, Some(&Evidence { statistics, probes }), &card(), &options).unwrap()
 }
@@ -273,6 +273,6 @@ fn without_a_meaningful_difference_the_portable_file_is_chosen() {
     assert_eq!(done.activations, Activations::Static, "{:?}", done.candidates);
     assert_eq!(count(&done.graph, "QuantizeLinear"), 1);
     // All were tried, and the first is the chosen one.
-    assert_eq!(done.candidates.len(), 4);
+    assert_eq!(done.candidates.len(), 6);
     assert_eq!(done.candidates[0].activations, Activations::Static);
 }

@@ -1,55 +1,138 @@
 //! Writes integers into a graph as standard ONNX: QuantizeLinear and DequantizeLinear pairs, int8 initializers.
 
 use super::layers::{Layer, node_name};
-use super::number::{Affine, quantize_weight};
+use super::number::{Affine, Weight, quantize_weight};
+use super::round::Rounded;
 use half::f16;
 use std::collections::{BTreeMap, BTreeSet};
-use vedge_runtime::onnx::{DType, Graph, NodeProto, attr, elements, f32_tensor, shape_of, tensor, value_info};
+use vedge_runtime::onnx::{DType, Graph, NodeProto, Uses, attr, elements, f32_tensor, shape_of, tensor, value_info};
 use vedge_runtime::{Error, Result};
 
 /// DequantizeLinear takes a scale for each channel from this operator set on.
 const FIRST_OPSET: i64 = 13;
 
-/// Quantizes layers in place: weights become int8 initializers behind a DequantizeLinear; activations with an entry
-/// in `ranges` get one QuantizeLinear and DequantizeLinear pair, shared by all the layers they feed. Biases stay float.
+/// How a model is quantized.
+#[derive(Default)]
+pub struct Recipe {
+    /// Range of each activation that gets QuantizeLinear and DequantizeLinear.
+    pub ranges: BTreeMap<String, (f32, f32)>,
+    /// Integers of layers and what their biases gain, by index of the node; the others' weights are rounded to the nearest.
+    pub rounded: BTreeMap<usize, Rounded>,
+}
+
+/// Quantizes layers in place: weights become int8 initializers behind a DequantizeLinear; activations with a range in
+/// the recipe get one QuantizeLinear and DequantizeLinear pair, shared by all the layers they feed. Biases stay float.
 ///
 /// # Errors
 /// [`Error::Unsupported`] when the model's operator set is too old.
-pub fn write_int8(g: &mut Graph, layers: &[&Layer], ranges: &BTreeMap<String, (f32, f32)>) -> Result<()> {
+pub fn write_int8(g: &mut Graph, layers: &[Layer], recipe: &Recipe) -> Result<()> {
     if g.opset() < FIRST_OPSET {
         return Err(Error::Unsupported {
             what: format!("the model has operator set {}, INT8 needs {FIRST_OPSET} or newer", g.opset()),
             hint: "export the model again with opset_version=17".into(),
         });
     }
-    let by_node: BTreeMap<usize, &Layer> = layers.iter().map(|l| (l.node, *l)).collect();
+    let by_node: BTreeMap<usize, &Layer> = layers.iter().map(|l| (l.node, l)).collect();
     let mut activations: BTreeMap<String, String> = BTreeMap::new();
     let mut weights: BTreeMap<(String, usize), String> = BTreeMap::new();
+    let mut shifts: Vec<(String, &Layer, &[f32])> = vec![];
     let nodes = std::mem::take(&mut g.nodes);
     // Names are looked for in the whole graph, so the old nodes go back one by one and the rest is kept aside.
     let taken: BTreeSet<String> = nodes.iter().flat_map(|n| n.output.iter().cloned()).collect();
     for (i, mut n) in nodes.into_iter().enumerate() {
         if let Some(l) = by_node.get(&i) {
-            if let Some(&range) = ranges.get(&l.activation) {
+            if let Some(&range) = recipe.ranges.get(&l.activation) {
                 let dequantized = activations
                     .entry(l.activation.clone())
                     .or_insert_with_key(|a| quantize_activation(g, &taken, a, Affine::over(range)));
                 n.input[0] = dequantized.clone();
             }
-            let key = (l.weight.clone(), l.out_axis);
-            if !weights.contains_key(&key) {
-                let name = weight_int8(g, &taken, l)?;
-                weights.insert(key.clone(), name);
-            }
-            n.input[1] = weights[&key].clone();
+            n.input[1] = match recipe.rounded.get(&i) {
+                Some(r) => {
+                    shifts.push((n.output[0].clone(), l, &r.bias));
+                    weight_int8(g, &taken, l, &r.weight)
+                }
+                None => {
+                    let key = (l.weight.clone(), l.out_axis);
+                    if !weights.contains_key(&key) {
+                        let values = vedge_runtime::onnx::to_f32(&g.initializers[&l.weight])?;
+                        let nearest = quantize_weight(&values, &l.shape, l.out_axis, l.grid());
+                        weights.insert(key.clone(), weight_int8(g, &taken, l, &nearest));
+                    }
+                    weights[&key].clone()
+                }
+            };
             if n.name().is_empty() {
                 n.name = Some(node_name(&n));
             }
         }
         g.nodes.push(n);
     }
+    for (output, layer, shift) in shifts {
+        shift_bias(g, &output, layer.shape[layer.out_axis], shift);
+    }
     g.prune_unused();
     Ok(())
+}
+
+/// Adds to the bias of the layer with that output: to its own, to the constant that follows it, else by a new Add.
+fn shift_bias(g: &mut Graph, output: &str, channels: usize, shift: &[f32]) {
+    if shift.iter().all(|s| *s == 0.0) {
+        return;
+    }
+    let at = g.nodes.iter().position(|n| n.output.first().is_some_and(|o| o == output)).expect("the layer's node");
+    let node = &g.nodes[at];
+    let (index, slot, factor) = match node.op_type() {
+        "MatMul" => {
+            let next = Uses::of(g).only_consumer(output);
+            let added = next.filter(|&i| g.nodes[i].op_type() == "Add").and_then(|i| {
+                let slot = g.nodes[i].input.iter().position(|v| v != output)?;
+                let shape = g.initializers.get(g.nodes[i].input_name(slot)).map(shape_of)?;
+                (shape.last() == Some(&channels) && elements(&shape) == channels).then_some((i, slot))
+            });
+            match added {
+                Some((i, slot)) => (i, slot, 1.0),
+                None => return append_add(g, at, channels, shift),
+            }
+        }
+        "Gemm" => (at, 2, node.float("beta", 1.0)),
+        _ => (at, 2, 1.0),
+    };
+    let name = g.nodes[index].input_name(slot).to_string();
+    let old =
+        if name.is_empty() { Some((vec![channels], vec![0.0; channels])) } else { constant_row(g, &name, channels) };
+    let Some((shape, values)) = old.filter(|_| factor != 0.0) else {
+        return append_add(g, at, channels, shift);
+    };
+    let values: Vec<f32> = values.iter().zip(shift).map(|(b, s)| b + s / factor).collect();
+    let new = g.fresh(&format!("{}.shifted", if name.is_empty() { format!("{output}.bias") } else { name }));
+    g.initializers.insert(new.clone(), f32_tensor(&new, &shape, &values));
+    let inputs = &mut g.nodes[index].input;
+    inputs.resize(inputs.len().max(slot + 1), String::new());
+    inputs[slot] = new;
+}
+
+/// A constant of one value for each channel, or of one for all: its shape with all channels, its values.
+fn constant_row(g: &Graph, name: &str, channels: usize) -> Option<(Vec<usize>, Vec<f32>)> {
+    let values = g.const_f32(name)?;
+    match values.len() {
+        n if n == channels => Some((shape_of(&g.initializers[name]), values)),
+        1 => Some((vec![channels], vec![values[0]; channels])),
+        _ => None,
+    }
+}
+
+/// Puts an Add behind a layer.
+fn append_add(g: &mut Graph, at: usize, channels: usize, shift: &[f32]) {
+    let output = g.nodes[at].output[0].clone();
+    let (product, bias) = (g.fresh(&format!("{output}.product")), g.fresh(&format!("{output}.shift")));
+    if let Some((dtype, shape)) = g.fact(&output) {
+        g.value_info.insert(product.clone(), value_info(&product, dtype, &shape));
+    }
+    let shape = if g.nodes[at].op_type() == "Conv" { vec![channels, 1, 1] } else { vec![channels] };
+    g.initializers.insert(bias.clone(), f32_tensor(&bias, &shape, shift));
+    g.nodes[at].output[0] = product.clone();
+    g.nodes.insert(at + 1, NodeProto::of("Add", &[&product, &bias], &[&output], vec![]));
 }
 
 fn quantize_activation(g: &mut Graph, taken: &BTreeSet<String>, value: &str, a: Affine) -> String {
@@ -65,9 +148,7 @@ fn quantize_activation(g: &mut Graph, taken: &BTreeSet<String>, value: &str, a: 
     dq
 }
 
-fn weight_int8(g: &mut Graph, taken: &BTreeSet<String>, l: &Layer) -> Result<String> {
-    let values = vedge_runtime::onnx::to_f32(&g.initializers[&l.weight])?;
-    let quantized = quantize_weight(&values, &l.shape, l.out_axis, l.grid());
+fn weight_int8(g: &mut Graph, taken: &BTreeSet<String>, l: &Layer, quantized: &Weight) -> String {
     let [int8, scale, zero, dq] = ["int8", "scale", "zero_point", "dequantized"].map(|s| fresh(g, taken, &l.weight, s));
     let raw = quantized.values.iter().map(|v| *v as u8).collect();
     let channels = quantized.scales.len();
@@ -77,7 +158,7 @@ fn weight_int8(g: &mut Graph, taken: &BTreeSet<String>, l: &Layer) -> Result<Str
     let axis = attr::int("axis", l.out_axis as i64);
     g.nodes.push(NodeProto::of("DequantizeLinear", &[&int8, &scale, &zero], &[&dq], vec![axis]));
     g.value_info.insert(dq.clone(), value_info(&dq, DType::Float, &l.shape));
-    Ok(dq)
+    dq
 }
 
 /// `value.suffix`, or the next such name that neither the graph nor `taken` has.

@@ -1,0 +1,240 @@
+//! Rounding that looks at the inputs: a weight's rounding error is made up for by the weights that are rounded after
+//! it, as far as their inputs vary together (Frantar and others, GPTQ; Chee and others, QuIP), and what is left of it
+//! on the mean input goes into the bias.
+
+use super::layers::Layer;
+use super::number::{Weight, weight_scales};
+use ndarray::{Array1, Array2, Axis, s};
+use vedge_calibration::InputMoments;
+
+/// Share of the mean variance that is added to every input's: what few pictures do not show must not be trusted.
+const DAMPING: f64 = 0.01;
+/// Inputs rounded before their errors are passed on to all later ones at once.
+const BLOCK: usize = 64;
+
+/// Integers for a layer and the bias that goes with them.
+pub struct Rounded {
+    /// The weight.
+    pub weight: Weight,
+    /// To be added to each output channel's bias.
+    pub bias: Vec<f32>,
+}
+
+/// Rounds the weights of a layer, given as in the file, so that its outputs stay near on inputs of these moments.
+/// `noise` is the variance that quantization adds to every input. `None` where no input varies or the numbers break down.
+pub fn compensated(layer: &Layer, values: &[f32], moments: &InputMoments, noise: f64) -> Option<Rounded> {
+    let scales = weight_scales(values, &layer.shape, layer.out_axis, layer.grid());
+    let outputs = layer.shape[layer.out_axis];
+    let inputs = values.len() / outputs.max(1);
+    let groups = moments.groups();
+    // A group has its own inputs and outputs: all of them, or one channel of a depthwise convolution.
+    if values.is_empty() || !outputs.is_multiple_of(groups) || moments.mean(0).len() != inputs {
+        return None;
+    }
+    let at = |output: usize, input: usize| match layer.out_axis {
+        0 => output * inputs + input,
+        _ => input * outputs + output,
+    };
+    let per_group = outputs / groups;
+    let mut integers = vec![0i8; values.len()];
+    let mut bias = vec![0f32; outputs];
+    for group in 0..groups {
+        let first = group * per_group;
+        let w = Array2::from_shape_fn((inputs, per_group), |(i, o)| f64::from(values[at(first + o, i)]));
+        let scale: Vec<f64> = scales[first..first + per_group].iter().map(|s| f64::from(*s)).collect();
+        let (q, shift) = solve(&w, &scale, &moments.covariance(group), &moments.mean(group), noise)?;
+        for ((i, o), q) in q.indexed_iter() {
+            integers[at(first + o, i)] = *q as i8;
+        }
+        for (o, s) in shift.iter().enumerate() {
+            bias[first + o] = *s as f32;
+        }
+    }
+    Some(Rounded { weight: Weight { values: integers, scales }, bias })
+}
+
+/// Integers `[inputs][outputs]` and shifts of the outputs for weights `[inputs][outputs]`.
+fn solve(
+    w: &Array2<f64>,
+    scale: &[f64],
+    covariance: &Array2<f64>,
+    mean: &Array1<f64>,
+    noise: f64,
+) -> Option<(Array2<f64>, Array1<f64>)> {
+    let inputs = w.nrows();
+    let variance = covariance.diag().sum() / inputs as f64 + noise;
+    if !(variance.is_finite() && variance > 0.0) {
+        return None;
+    }
+    // The input that varies most is rounded first: its error is passed on to all others.
+    let mut order: Vec<usize> = (0..inputs).collect();
+    order.sort_by(|a, b| covariance[(*b, *b)].total_cmp(&covariance[(*a, *a)]).then(a.cmp(b)));
+    let mut h = covariance.select(Axis(0), &order).select(Axis(1), &order);
+    for i in 0..inputs {
+        h[(i, i)] += noise + DAMPING * variance;
+    }
+    let feedback = feedback(h)?;
+    let original = w.select(Axis(0), &order);
+    let mut rounded = Array2::zeros(w.raw_dim());
+    // What is still owed: (weight − rounded weight) of the inputs that are done.
+    let mut error: Array2<f64> = Array2::zeros(w.raw_dim());
+    for start in (0..inputs).step_by(BLOCK) {
+        let end = (start + BLOCK).min(inputs);
+        let owed = feedback.slice(s![..start, start..end]).t().dot(&error.slice(s![..start, ..]));
+        for i in start..end {
+            let mut target = &original.row(i) + &owed.row(i - start);
+            for j in start..i {
+                target.scaled_add(feedback[(j, i)], &error.row(j));
+            }
+            for (o, t) in target.iter().enumerate() {
+                let q = (t / scale[o]).round_ties_even().clamp(-127.0, 127.0);
+                rounded[(i, o)] = q;
+                error[(i, o)] = original[(i, o)] - q * scale[o];
+            }
+        }
+    }
+    let mut integers = Array2::zeros(w.raw_dim());
+    for (i, &input) in order.iter().enumerate() {
+        integers.row_mut(input).assign(&rounded.row(i));
+    }
+    let shift = mean.select(Axis(0), &order).dot(&error);
+    let finite = shift.iter().all(|v| v.is_finite());
+    finite.then_some((integers, shift))
+}
+
+/// `U` with `H = (U + 1) D (U + 1)ᵀ`, strictly upper triangular; column i says what the errors of the inputs before i ask
+/// of input i. `None` when `H` is not positive definite.
+fn feedback(mut h: Array2<f64>) -> Option<Array2<f64>> {
+    // H = R Rᵀ with R upper triangular, from the last column on, in place; then each column over its diagonal.
+    let n = h.nrows();
+    for i in (0..n).rev() {
+        let (mut above, mut from) = h.view_mut().split_at(Axis(0), i);
+        let mut row = from.row_mut(0);
+        let tail = row.slice(s![i + 1..]).to_owned();
+        let pivot = row[i] - tail.dot(&tail);
+        if !(pivot.is_finite() && pivot > 0.0) {
+            return None;
+        }
+        row[i] = pivot.sqrt();
+        let diagonal = row[i];
+        for mut other in above.rows_mut() {
+            other[i] = (other[i] - other.slice(s![i + 1..]).dot(&tail)) / diagonal;
+        }
+    }
+    let diagonal = h.diag().to_owned();
+    for ((i, j), v) in h.indexed_iter_mut() {
+        *v = if i < j { *v / diagonal[j] } else { 0.0 };
+    }
+    Some(h)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quantize::number::quantize_weight;
+    use ndarray::ArrayD;
+    use vedge_calibration::View;
+
+    fn noise(seed: u64, n: usize) -> Vec<f32> {
+        vedge_runtime::model::card::SelfTest::input(seed, n)
+    }
+
+    fn layer(inputs: usize, outputs: usize) -> Layer {
+        Layer {
+            name: "l".into(),
+            node: 0,
+            activation: "x".into(),
+            weight: "w".into(),
+            out_axis: 1,
+            shape: vec![inputs, outputs],
+            class: "linear",
+            view: Some(View::Rows),
+        }
+    }
+
+    /// Rows that lie near a space of `rank` dimensions, off zero by `mean`.
+    fn rows(count: usize, inputs: usize, rank: usize, mean: f32) -> ArrayD<f32> {
+        let basis = Array2::from_shape_vec((rank, inputs), noise(1, rank * inputs)).unwrap();
+        let at = Array2::from_shape_vec((count, rank), noise(2, count * rank)).unwrap();
+        let own = Array2::from_shape_vec((count, inputs), noise(3, count * inputs)).unwrap();
+        (at.dot(&basis) + own * 0.05 + mean).into_dyn()
+    }
+
+    /// Mean squared error of the outputs with integers and a bias.
+    fn error(x: &ArrayD<f32>, w: &[f32], q: &Weight, bias: &[f32]) -> f64 {
+        let outputs = bias.len();
+        let x = x.view().into_dimensionality::<ndarray::Ix2>().unwrap();
+        let w = Array2::from_shape_vec((x.ncols(), outputs), w.to_vec()).unwrap();
+        let q = Array2::from_shape_fn(w.raw_dim(), |(i, o)| f32::from(q.values[i * outputs + o]) * q.scales[o]);
+        let bias = Array1::from_vec(bias.to_vec());
+        (x.dot(&(&w - &q)) - bias).mapv(|e| f64::from(e).powi(2)).mean().unwrap()
+    }
+
+    fn compare(x: &ArrayD<f32>, inputs: usize, outputs: usize) -> (f64, f64) {
+        let l = layer(inputs, outputs);
+        let w = noise(7, inputs * outputs);
+        let mut m = InputMoments::new(x.shape(), View::Rows).unwrap();
+        for row in x.axis_chunks_iter(Axis(0), 32) {
+            m.add(&row.to_owned());
+        }
+        let plain = quantize_weight(&w, &l.shape, 1, l.grid());
+        let better = compensated(&l, &w, &m, 0.0).unwrap();
+        (error(x, &w, &plain, &vec![0.0; outputs]), error(x, &w, &better.weight, &better.bias))
+    }
+
+    #[test]
+    fn inputs_that_vary_together_make_up_for_each_others_rounding() {
+        let (nearest, compensated) = compare(&rows(2048, 96, 8, 0.0), 96, 40);
+        assert!(compensated < nearest / 10.0, "{nearest} {compensated}");
+    }
+
+    #[test]
+    fn the_error_on_the_mean_input_goes_into_the_bias() {
+        let (nearest, compensated) = compare(&rows(2048, 96, 1, 3.0), 96, 40);
+        assert!(compensated < nearest / 50.0, "{nearest} {compensated}");
+    }
+
+    #[test]
+    fn inputs_without_relation_are_rounded_to_the_nearest() {
+        let l = layer(8, 3);
+        let w = noise(7, 24);
+        let covariance = Array2::eye(8);
+        let scales = weight_scales(&w, &l.shape, 1, l.grid());
+        let scale: Vec<f64> = scales.iter().map(|s| f64::from(*s)).collect();
+        let w64 = Array2::from_shape_fn((8, 3), |(i, o)| f64::from(w[i * 3 + o]));
+        let (q, shift) = solve(&w64, &scale, &covariance, &Array1::zeros(8), 0.0).unwrap();
+        let nearest = quantize_weight(&w, &l.shape, 1, l.grid());
+        assert!(q.iter().zip(&nearest.values).all(|(q, n)| *q == f64::from(*n)));
+        assert!(shift.iter().all(|s| *s == 0.0));
+    }
+
+    #[test]
+    fn the_feedback_is_the_factor_of_the_matrix() {
+        let b = Array2::from_shape_vec((9, 6), noise(4, 54)).unwrap().mapv(f64::from);
+        let h = b.t().dot(&b);
+        let u = feedback(h.clone()).unwrap() + Array2::<f64>::eye(6);
+        // (U + 1)⁻¹ H (U + 1)⁻ᵀ must be diagonal: solve by hand, from the last row up.
+        let mut d = h;
+        for _ in 0..2 {
+            for i in (0..6).rev() {
+                for j in i + 1..6 {
+                    let row = d.row(j).to_owned();
+                    d.row_mut(i).scaled_add(-u[(i, j)], &row);
+                }
+            }
+            d = d.reversed_axes();
+        }
+        for ((i, j), v) in d.indexed_iter() {
+            assert!(if i == j { *v > 0.0 } else { v.abs() < 1e-9 }, "{i} {j} {v}");
+        }
+        assert!(feedback(Array2::from_elem((3, 3), 1.0)).is_none());
+    }
+
+    #[test]
+    fn nothing_seen_is_nothing_to_compensate() {
+        let m = InputMoments::new(&[1, 4, 8], View::Rows).unwrap();
+        assert!(compensated(&layer(8, 3), &noise(7, 24), &m, 0.0).is_none());
+        // InputMoments of another value do not fit.
+        assert!(compensated(&layer(9, 3), &noise(7, 27), &m, 1.0).is_none());
+    }
+}

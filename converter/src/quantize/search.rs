@@ -1,0 +1,186 @@
+//! Tries ways to quantize, one decision after the other, and judges each by the logits.
+
+use super::layers::Layer;
+use super::number::Affine;
+use super::round::{Rounded, compensated};
+use super::smooth::{self, Site};
+use super::write::Recipe;
+use super::{Candidate, Probes, Rounding, Sqnr, write};
+use crate::progress;
+use ndarray::ArrayView1;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use vedge_calibration::{Calibrator, Histogram, InputMoments, Statistics, View};
+use vedge_runtime::model::card::Activations;
+use vedge_runtime::onnx::{Graph, to_f32};
+use vedge_runtime::{Card, Options, Result, Session};
+
+/// Likeness of the float model after its channels were evened out, dB; rounding alone leaves more than 80.
+const SAME_DB: f64 = 50.0;
+
+/// What a search works on.
+pub struct Search<'a> {
+    /// Judges.
+    pub probes: &'a Probes,
+    /// Any card of the model.
+    pub card: &'a Card,
+    /// How candidates are run.
+    pub options: &'a Options,
+}
+
+/// A float model, the same as the source or with its channels evened out, and what was observed of it.
+pub struct Ground<'a> {
+    graph: Cow<'a, Graph>,
+    layers: Cow<'a, [Layer]>,
+    statistics: Cow<'a, Statistics>,
+    smoothed: usize,
+}
+
+impl<'a> Ground<'a> {
+    /// The model as it is.
+    pub fn plain(graph: &'a Graph, layers: &'a [Layer], statistics: &'a Statistics) -> Ground<'a> {
+        Ground {
+            graph: Cow::Borrowed(graph),
+            layers: Cow::Borrowed(layers),
+            statistics: Cow::Borrowed(statistics),
+            smoothed: 0,
+        }
+    }
+
+    fn moments(&self, l: &Layer) -> Option<&InputMoments> {
+        l.view.and_then(|v| self.statistics.moments.get(&(l.activation.clone(), v)))
+    }
+
+    fn ranges(&self, c: Calibrator) -> BTreeMap<String, (f32, f32)> {
+        let range = |(value, o): (&String, &Histogram)| (value.clone(), o.range(c));
+        self.statistics.observed.iter().map(range).collect()
+    }
+}
+
+type Tried = Vec<(Candidate, Graph)>;
+
+impl Search<'_> {
+    /// Static activations: the calibrator first, then how weights are rounded, then whether channels are evened out.
+    pub fn portable(&self, ground: &Ground<'_>, sites: &[Site]) -> Result<Tried> {
+        let mut tried = vec![];
+        for c in Calibrator::ALL {
+            let recipe = Recipe { ranges: ground.ranges(c), ..Recipe::default() };
+            tried.push(self.judged(ground, Activations::Static, Some(c), &recipe)?);
+        }
+        let best = best(&tried).calibrator.expect("static candidates have one");
+        let even = self.smooth(ground, sites, Activations::Static)?;
+        for ground in std::iter::once(ground).chain(&even) {
+            let ranges = ground.ranges(best);
+            let noise = |l: &Layer| ranges.get(&l.activation).map_or(0.0, |r| rounding_noise(*r));
+            let rounded = self.round(ground, noise)?;
+            tried.push(self.judged(ground, Activations::Static, Some(best), &Recipe { ranges, rounded })?);
+        }
+        Ok(tried)
+    }
+
+    /// Activations quantized row by row: how weights are rounded, then whether channels are evened out.
+    pub fn cpu(&self, ground: &Ground<'_>, sites: &[Site]) -> Result<Tried> {
+        let mut tried = vec![self.judged(ground, Activations::PerToken, None, &Recipe::default())?];
+        let even = self.smooth(ground, sites, Activations::PerToken)?;
+        for ground in std::iter::once(ground).chain(&even) {
+            let rounded = self.round(ground, |l| row_noise(ground, l))?;
+            tried.push(self.judged(ground, Activations::PerToken, None, &Recipe { rounded, ..Recipe::default() })?);
+        }
+        Ok(tried)
+    }
+
+    /// The model with channels evened out where that is predicted to help; `None` where it is nowhere, or where the
+    /// float model would answer otherwise.
+    fn smooth(&self, ground: &Ground<'_>, sites: &[Site], kind: Activations) -> Result<Option<Ground<'static>>> {
+        let mut chosen = vec![];
+        for site in sites {
+            if let Some(m) = ground.statistics.moments.get(&(site.value.clone(), View::Rows)) {
+                let factors = smooth::factors(&ground.graph, &ground.layers, site, m, kind)?;
+                chosen.extend(factors.map(|f| (site, f)));
+            }
+        }
+        if chosen.is_empty() {
+            return Ok(None);
+        }
+        let (graph, statistics) = smooth::apply(&ground.graph, &ground.statistics, &ground.layers, &chosen)?;
+        let layers = super::layers::find(&graph).0;
+        let mut session = Session::from_graph(graph.clone(), self.options)?;
+        let mut same = Sqnr::default();
+        for (x, want) in self.probes.inputs.iter().zip(&self.probes.reference).take(2) {
+            let got = session.run(std::slice::from_ref(x))?;
+            same.add(want.iter().copied(), got[self.probes.output].iter().copied());
+        }
+        let ground = Ground {
+            graph: Cow::Owned(graph),
+            layers: Cow::Owned(layers),
+            statistics: Cow::Owned(statistics),
+            smoothed: chosen.len(),
+        };
+        Ok((same.db() > SAME_DB).then_some(ground))
+    }
+
+    fn judged(
+        &self,
+        ground: &Ground<'_>,
+        activations: Activations,
+        calibrator: Option<Calibrator>,
+        recipe: &Recipe,
+    ) -> Result<(Candidate, Graph)> {
+        let mut graph = write(&ground.graph, &ground.layers, recipe)?;
+        Card { activations, ..self.card.clone() }.embed(&mut graph);
+        let bar = progress::bar("judging by the logits", self.probes.inputs.len());
+        let effect = self.probes.judge(&graph, self.options, &bar)?;
+        bar.finish_and_clear();
+        let rounding = if recipe.rounded.is_empty() { Rounding::Nearest } else { Rounding::Compensated };
+        Ok((Candidate { activations, calibrator, rounding, smoothed: ground.smoothed, effect }, graph))
+    }
+
+    /// Compensated integers of every layer whose inputs are known and whose weight it has for itself. `noise` is the
+    /// variance that quantization adds to each input.
+    fn round(&self, ground: &Ground<'_>, noise: impl Fn(&Layer) -> f64 + Sync) -> Result<BTreeMap<usize, Rounded>> {
+        let mut uses: BTreeMap<&str, usize> = BTreeMap::new();
+        let layers = &ground.layers;
+        layers.iter().for_each(|l| *uses.entry(&l.weight).or_default() += 1);
+        let bar = progress::bar("rounding weights", layers.len());
+        let next = AtomicUsize::new(0);
+        let done = Mutex::new(vec![]);
+        let work = || {
+            while let Some(l) = layers.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if let Some(m) = ground.moments(l).filter(|_| uses[l.weight.as_str()] == 1) {
+                    let rounded =
+                        to_f32(&ground.graph.initializers[&l.weight]).map(|w| compensated(l, &w, m, noise(l)));
+                    done.lock().expect("no worker panics").push((l.node, rounded));
+                }
+                bar.inc(1);
+            }
+        };
+        std::thread::scope(|s| (0..self.options.threads).for_each(|_| drop(s.spawn(work))));
+        bar.finish_and_clear();
+        let done = done.into_inner().expect("no worker panicked").into_iter();
+        done.filter_map(|(node, r)| r.map(|r| r.map(|r| (node, r))).transpose()).collect()
+    }
+}
+
+/// Variance of the rounding when every row of a layer's input has its own range; a convolution's is the picture's.
+fn row_noise(ground: &Ground<'_>, l: &Layer) -> f64 {
+    match ground.moments(l).map(InputMoments::kept).filter(|k| k.nrows() > 0) {
+        Some(rows) => {
+            let range = |r: ArrayView1<'_, f32>| r.iter().fold((0f32, 0f32), |(a, b), v| (a.min(*v), b.max(*v)));
+            rows.rows().into_iter().map(|r| rounding_noise(range(r))).sum::<f64>() / rows.nrows() as f64
+        }
+        None => ground.statistics.observed.get(&l.activation).map_or(0.0, |o| rounding_noise(o.extremes())),
+    }
+}
+
+/// The candidate with the best logits; the first among equals.
+fn best(tried: &Tried) -> &Candidate {
+    let better = |a: &&Candidate, b: &&Candidate| a.effect.sqnr.total_cmp(&b.effect.sqnr);
+    tried.iter().map(|(c, _)| c).rev().max_by(better).expect("something was tried")
+}
+
+/// Variance of the error of a value rounded to 256 steps of a range.
+fn rounding_noise(range: (f32, f32)) -> f64 {
+    f64::from(Affine::over(range).scale).powi(2) / 12.0
+}

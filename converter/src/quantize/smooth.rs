@@ -1,0 +1,304 @@
+//! Channels of a layer's input that are much larger than the others make its steps coarse for all. Where what produces
+//! the input can be divided channel by channel (a LayerNorm's gain and bias, the value projection of attention), the
+//! weights that use it are multiplied instead: the float model stays the same, the input becomes even (SmoothQuant,
+//! RepQ-ViT). How much is searched for each place, and nothing is a possible answer.
+
+use super::layers::Layer;
+use super::number::{Affine, NARROW_RMS};
+use ndarray::{Array2, ArrayD, Axis};
+use std::collections::{BTreeMap, BTreeSet};
+use vedge_calibration::{InputMoments, Statistics, View};
+use vedge_runtime::model::card::Activations;
+use vedge_runtime::onnx::{DType, Graph, NodeProto, Uses, f32_tensor, shape_of, to_f32, value_info};
+use vedge_runtime::{Options, Result, Session};
+
+/// A value whose channels can be divided, and what has to change for it.
+#[derive(Clone, Debug)]
+pub struct Site {
+    /// The value: input of `layers`.
+    pub value: String,
+    divide: Vec<Divide>,
+    /// Indices of the layers that use it.
+    layers: Vec<usize>,
+}
+
+/// A constant that is divided along an axis.
+#[derive(Clone, Debug)]
+struct Divide {
+    node: usize,
+    slot: usize,
+    axis: usize,
+    /// For each element of the axis the channel of the value that it becomes.
+    channels: Vec<Option<usize>>,
+}
+
+/// Predicted noise must fall below this share of what it is without.
+const WORTH_IT: f64 = 0.9;
+
+/// Finds the places of a graph.
+///
+/// # Errors
+/// Those of running parts of the graph.
+pub fn sites(g: &Graph, layers: &[Layer]) -> Result<Vec<Site>> {
+    let uses = Uses::of(g);
+    let mut by_value: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    for (i, l) in layers.iter().enumerate().filter(|(_, l)| l.view == Some(View::Rows)) {
+        by_value.entry(&l.activation).or_default().push(i);
+    }
+    let mut found = vec![];
+    for (value, users) in by_value {
+        let nodes: BTreeSet<usize> = users.iter().map(|u| layers[*u].node).collect();
+        let all_layers = uses.consumers(value).iter().all(|c| nodes.contains(c)) && !uses.is_output(value);
+        let width = g.shape(value).and_then(|s| s.last().copied());
+        let (Some(at), Some(width), true) = (uses.producer(value), width, all_layers) else { continue };
+        let divide = match g.nodes[at].op_type() {
+            "LayerNormalization" => of_norm(g, at, width),
+            _ => of_attention(g, &uses, layers, value, width)?,
+        };
+        found.extend(divide.map(|divide| Site { value: value.into(), divide, layers: users }));
+    }
+    Ok(found)
+}
+
+fn of_norm(g: &Graph, at: usize, width: usize) -> Option<Vec<Divide>> {
+    let n = &g.nodes[at];
+    let last = [-1, g.shape(n.input_name(0))?.len() as i64 - 1].contains(&n.int("axis", -1));
+    let slots = if n.input_name(2).is_empty() { 1..2 } else { 1..3 };
+    let constant = slots.clone().all(|s| g.const_f32(n.input_name(s)).is_some_and(|v| v.len() == width));
+    let divide = |slot| Divide { node: at, slot, axis: 0, channels: (0..width).map(Some).collect() };
+    (last && constant).then(|| slots.map(divide).collect())
+}
+
+/// Operators that only move elements.
+const MOVES: [&str; 9] =
+    ["Reshape", "Transpose", "Squeeze", "Unsqueeze", "Split", "Slice", "Gather", "Identity", "Flatten"];
+
+/// The value projection behind a context, if that is what `value` is.
+fn of_attention(g: &Graph, uses: &Uses, layers: &[Layer], value: &str, width: usize) -> Result<Option<Vec<Divide>>> {
+    let up = |mut value: String| -> Option<usize> {
+        loop {
+            let at = uses.producer(&value)?;
+            if !MOVES.contains(&g.nodes[at].op_type()) {
+                return Some(at);
+            }
+            value = g.nodes[at].input_name(0).into();
+        }
+    };
+    let product = |at: &usize| {
+        let n = &g.nodes[*at];
+        n.op_type() == "MatMul" && !n.input.iter().any(|i| g.initializers.contains_key(i))
+    };
+    let Some(mut at) = up(value.into()).filter(product).and_then(|p| up(g.nodes[p].input_name(1).into())) else {
+        return Ok(None);
+    };
+    let cut = g.nodes[at].output[0].clone();
+    let mut divide = vec![];
+    let columns = g.shape(&cut).and_then(|s| s.last().copied()).unwrap_or(0);
+    let of = |node: usize, slot: usize, axis: usize| Divide { node, slot, axis, channels: vec![] };
+    let is_constant_row = |name: &str| g.const_f32(name).is_some_and(|v| v.len() == columns);
+    if g.nodes[at].op_type() == "Add" {
+        let n = &g.nodes[at];
+        let Some(slot) = n.input.iter().position(|i| is_constant_row(i)) else { return Ok(None) };
+        divide.push(of(at, slot, shape_of(&g.initializers[n.input_name(slot)]).len() - 1));
+        let Some(before) = uses.producer(n.input_name(1 - slot)) else { return Ok(None) };
+        at = before;
+    }
+    let Some(source) = layers.iter().find(|l| l.node == at && l.view == Some(View::Rows)) else { return Ok(None) };
+    divide.push(of(at, 1, source.out_axis));
+    let n = &g.nodes[at];
+    if n.op_type() == "Gemm" && !n.input_name(2).is_empty() {
+        if !is_constant_row(n.input_name(2)) {
+            return Ok(None);
+        }
+        divide.push(of(at, 2, shape_of(&g.initializers[n.input_name(2)]).len() - 1));
+    }
+    let Some(from) = trace(g, &cut, value, columns, width)? else { return Ok(None) };
+    let mut channels = vec![None; columns];
+    for (channel, column) in from.into_iter().enumerate() {
+        if channels[column].replace(channel).is_some() {
+            return Ok(None);
+        }
+    }
+    divide.iter_mut().for_each(|d| d.channels.clone_from(&channels));
+    Ok(Some(divide))
+}
+
+/// Which column of `cut` becomes each channel of `value`: every token gets the columns' numbers, and whatever the
+/// attention's weights are, they sum to one. `None` where that is not so.
+fn trace(g: &Graph, cut: &str, value: &str, columns: usize, width: usize) -> Result<Option<Vec<usize>>> {
+    let (Some(from), Some(to)) = (g.shape(cut), g.shape(value)) else { return Ok(None) };
+    let mut part = g.clone();
+    part.header.metadata_props.clear();
+    part.nodes.retain(|n| !n.output.iter().any(|o| o == cut));
+    part.outputs = vec![value_info(value, DType::Float, &to)];
+    part.prune_unused();
+    let needed: BTreeSet<&String> = part.nodes.iter().flat_map(|n| &n.input).collect();
+    let mut inputs: Vec<_> = g.inputs.iter().filter(|i| needed.contains(&i.name().to_string())).cloned().collect();
+    let mut values: Vec<ArrayD<f32>> =
+        inputs.iter().filter_map(|i| i.fixed()).map(|(_, shape)| ArrayD::zeros(shape)).collect();
+    inputs.push(value_info(cut, DType::Float, &from));
+    let count = from.iter().product::<usize>();
+    let numbers = (0..count).map(|i| (i % columns + 1) as f32).collect();
+    values.push(ArrayD::from_shape_vec(from, numbers).expect("as many as the shape has"));
+    part.inputs = inputs;
+    let Ok(mut session) = Session::from_graph(part, &Options::default()) else { return Ok(None) };
+    let out = session.run(&values)?.swap_remove(0);
+    let out: Vec<f32> = out.iter().copied().collect();
+    let near = |v: f32| (v - v.round()).abs() < 0.05 && v > 0.5 && v < columns as f32 + 0.5;
+    let same = out.iter().zip(out.iter().take(width).cycle()).all(|(a, b)| near(*a) && a.round() == b.round());
+    Ok(same.then(|| out[..width].iter().map(|v| v.round() as usize - 1).collect()))
+}
+
+/// Factors for the channels of a site that make quantization's noise behind it least; `None` where none is worth it.
+///
+/// # Errors
+/// Damaged weights.
+pub fn factors(
+    g: &Graph,
+    layers: &[Layer],
+    site: &Site,
+    moments: &InputMoments,
+    kind: Activations,
+) -> Result<Option<Vec<f32>>> {
+    let width = moments.extremes().len();
+    let mut weights: Vec<Array2<f32>> = vec![];
+    for l in site.layers.iter().map(|i| &layers[*i]) {
+        let w = Array2::from_shape_vec((l.shape[0], l.shape[1]), to_f32(&g.initializers[&l.weight])?);
+        let w = w.map_err(|e| vedge_runtime::Error::BadModel(e.to_string()))?;
+        // [outputs][inputs]
+        weights.push(if l.out_axis == 0 { w } else { w.reversed_axes().as_standard_layout().into_owned() });
+    }
+    if weights.iter().any(|w| w.ncols() != width) || moments.rows() == 0 {
+        return Ok(None);
+    }
+    let noise = Noise::new(moments, &weights, kind);
+    let reach: Vec<f32> = moments.extremes().iter().map(|(low, high)| high.max(-low)).collect();
+    let largest = |j: usize| weights.iter().flat_map(|w| w.column(j).to_vec()).fold(0f32, |m, v| m.max(v.abs()));
+    let largest: Vec<f32> = (0..width).map(largest).collect();
+    let mut sorted = reach.clone();
+    sorted.sort_by(f32::total_cmp);
+    let middle = sorted[width / 2];
+    let powers = [0.25, 0.5, 0.75, 1.0].map(|p: f32| (0..width).map(|j| reach[j].powf(p)).collect::<Vec<_>>());
+    let shared = [0.25, 0.35, 0.5].map(|p: f32| (0..width).map(|j| (reach[j] / largest[j]).powf(p)).collect());
+    let outliers = [2.0, 4.0, 8.0].map(|t: f32| (0..width).map(|j| (reach[j] / (t * middle)).max(1.0)).collect());
+    let off = noise.of(&vec![1.0; width]);
+    let mut best = (off * WORTH_IT, None);
+    for mut by in powers.into_iter().chain(shared).chain(outliers) {
+        normalise(&mut by);
+        let n = noise.of(&by);
+        if n < best.0 {
+            best = (n, Some(by));
+        }
+    }
+    Ok(best.1)
+}
+
+/// Makes the geometric mean one; channels without a usable factor stay as they are.
+fn normalise(by: &mut [f32]) {
+    by.iter_mut().filter(|f| !(f.is_finite() && **f > 0.0)).for_each(|f| *f = 1.0);
+    let mean = (by.iter().map(|f| f64::from(*f).ln()).sum::<f64>() / by.len() as f64).exp() as f32;
+    by.iter_mut().for_each(|f| *f = (*f / mean).clamp(1e-3, 1e3));
+}
+
+/// Predicts the noise of the outputs of the layers behind a site.
+struct Noise<'a> {
+    moments: &'a InputMoments,
+    rows: Array2<f32>,
+    variance: Vec<f64>,
+    weights: &'a [Array2<f32>],
+    /// Sum of squares of each input's weights.
+    squares: Vec<f64>,
+    kind: Activations,
+}
+
+impl Noise<'_> {
+    fn new<'a>(moments: &'a InputMoments, weights: &'a [Array2<f32>], kind: Activations) -> Noise<'a> {
+        let square = |j| weights.iter().flat_map(|w| w.column(j).to_vec()).map(|v| f64::from(v).powi(2)).sum();
+        Noise {
+            rows: moments.kept(),
+            variance: moments.covariance(0).diag().to_vec(),
+            squares: (0..moments.extremes().len()).map(square).collect(),
+            moments,
+            weights,
+            kind,
+        }
+    }
+
+    fn of(&self, by: &[f32]) -> f64 {
+        let step = |range: (f32, f32)| f64::from(Affine::over(range).scale).powi(2) / 12.0;
+        let divided =
+            |range: (f32, f32), (low, high): (f32, f32), f: &f32| (range.0.min(low / f), range.1.max(high / f));
+        let input = match self.kind {
+            Activations::Static => {
+                step(self.moments.extremes().iter().zip(by).fold((0.0, 0.0), |r, (e, f)| divided(r, *e, f)))
+            }
+            Activations::PerToken => {
+                let of = |row: ndarray::ArrayView1<'_, f32>| {
+                    step(row.iter().zip(by).fold((0.0, 0.0), |r, (v, f)| divided(r, (*v, *v), f)))
+                };
+                self.rows.axis_iter(Axis(0)).map(of).sum::<f64>() / self.rows.nrows().max(1) as f64
+            }
+        };
+        let from_input: f64 = self.squares.iter().zip(by).map(|(s, f)| s * f64::from(*f).powi(2)).sum::<f64>() * input;
+        let spread: f64 = self.variance.iter().zip(by).map(|(v, f)| v / f64::from(*f).powi(2)).sum();
+        let mut steps = 0.0;
+        for row in self.weights.iter().flat_map(|w| w.rows()) {
+            let (mut largest, mut squares) = (0f64, 0f64);
+            for (w, f) in row.iter().zip(by) {
+                let w = f64::from(w * f);
+                largest = largest.max(w.abs());
+                squares += w * w;
+            }
+            steps += (largest / 127.0).max((squares / by.len() as f64).sqrt() / NARROW_RMS).powi(2) / 12.0;
+        }
+        from_input + steps * spread
+    }
+}
+
+/// Divides the channels of sites by their factors, in the graph and in the statistics. The float model stays the same.
+///
+/// # Errors
+/// Damaged constants.
+pub fn apply(
+    g: &Graph,
+    statistics: &Statistics,
+    layers: &[Layer],
+    chosen: &[(&Site, Vec<f32>)],
+) -> Result<(Graph, Statistics)> {
+    let (mut g, mut statistics) = (g.clone(), statistics.clone());
+    for (site, by) in chosen {
+        for d in &site.divide {
+            rescale(&mut g, d.node, d.slot, d.axis, |c| d.channels[c].map_or(1.0, |j| 1.0 / by[j]))?;
+        }
+        for l in site.layers.iter().map(|i| &layers[*i]) {
+            rescale(&mut g, l.node, 1, 1 - l.out_axis, |j| by[j])?;
+        }
+        if let Some(m) = statistics.moments.get_mut(&(site.value.clone(), View::Rows)) {
+            *m = m.divided(by);
+            let mut seen = vedge_calibration::Histogram::default();
+            seen.add(m.kept().iter().copied());
+            seen.add(m.extremes().iter().flat_map(|(low, high)| [*low, *high]));
+            statistics.observed.insert(site.value.clone(), seen);
+        }
+    }
+    g.prune_unused();
+    Ok((g, statistics))
+}
+
+/// Multiplies a node's constant along an axis, under a name of its own.
+fn rescale(g: &mut Graph, node: usize, slot: usize, axis: usize, factor: impl Fn(usize) -> f32) -> Result<()> {
+    let name = g.nodes[node].input_name(slot).to_string();
+    let t = &g.initializers[&name];
+    let (mut values, shape) = (to_f32(t)?, shape_of(t));
+    let channels = super::number::channels(&shape, axis);
+    values.iter_mut().zip(channels).for_each(|(v, c)| *v *= factor(c));
+    let new = g.fresh(&format!("{name}.smoothed"));
+    g.initializers.insert(new.clone(), f32_tensor(&new, &shape, &values));
+    let input: &mut NodeProto = &mut g.nodes[node];
+    input.input[slot] = new;
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "smooth_tests.rs"]
+mod tests;

@@ -1,0 +1,199 @@
+"""INT8 of vedge beside that of other tools: same float model, same calibration pictures, same test tensors.
+
+Usage: peers.py --vedge VEDGE --run VEDGE_RUN --out FOLDER [--models NAME,...] [--limit N] [--calib N]
+
+Models: deit_nano, mobilevit_nano (shipped), swin_nano, vits14_imagenette (shared data, VEDGE_SHARED). Peers: ONNX Runtime
+static (min-max; percentile 99.99) and dynamic, each with full-range and 7-bit weights, and NNCF (`nncf.quantize` on ONNX,
+transformer) where it is installed: `pip install nncf`, in an environment of its own. Peers run in ONNX Runtime with its default
+optimizations, as their users run them; ours in vedge-run. Writes FOLDER/peers.json and FOLDER/peers.md.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_dynamic, quantize_static
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "tests" / "reference"), str(ROOT / "models")]
+import parity  # noqa: E402
+from compare import agreement, sqnr  # noqa: E402
+from engines import Infer, command, run_rows, session  # noqa: E402
+
+LAYERS = ["Conv", "MatMul", "Gemm"]
+
+
+def read_fashion(path):
+    """A picture as models/fashion.json says."""
+    grey = np.asarray(Image.open(path).convert("L").resize((64, 64), Image.BILINEAR), np.float32)
+    x = (grey / np.float32(255) - np.float32(0.5)) / np.float32(0.25)
+    return np.repeat(x[None, None], 3, axis=1)
+
+
+def calibration(folder, count, read):
+    """`count` tensors, spread evenly over the classes."""
+    classes = [sorted(c.glob("*.*")) for c in sorted(folder.iterdir()) if c.is_dir()]
+    each = -(-count // len(classes))
+    picked = [files[i * len(files) // each] for i in range(each) for files in classes if i < len(files)]
+    return [read(path) for path in picked[:count]]
+
+
+class Reader(CalibrationDataReader):
+    """Feeds ONNX Runtime's calibration."""
+
+    def __init__(self, name, tensors):
+        self.feed = iter([{name: t} for t in tensors])
+
+    def get_next(self):
+        return next(self.feed, None)
+
+
+def peers(source, tensors, out):
+    """Name, kind and file of every peer's INT8 model; a peer that fails gives its error instead of a file."""
+    name = onnx.load(source).graph.input[0].name
+
+    def static(method, reduce_range):
+        def make(path):
+            quantize_static(
+                str(source), str(path), Reader(name, tensors),
+                quant_format=QuantFormat.QDQ, op_types_to_quantize=LAYERS, per_channel=True, reduce_range=reduce_range,
+                activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, calibrate_method=method,
+                extra_options={"CalibMaxIntermediateOutputs": 16},
+            )  # fmt: skip
+
+        return make
+
+    def dynamic(reduce_range):
+        return lambda path: quantize_dynamic(
+            str(source), str(path), op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, reduce_range=reduce_range, weight_type=QuantType.QInt8
+        )
+
+    def nncf_model(path):
+        import nncf
+
+        data = nncf.Dataset(tensors, lambda t: {name: t})
+        done = nncf.quantize(onnx.load(source), data, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(tensors))
+        onnx.save(done, path)
+
+    makers = [
+        ("ONNX Runtime static, min-max", "static", static(CalibrationMethod.MinMax, False)),
+        ("ONNX Runtime static, min-max, 7-bit weights", "static", static(CalibrationMethod.MinMax, True)),
+        ("ONNX Runtime static, percentile, 7-bit weights", "static", static(CalibrationMethod.Percentile, True)),
+        ("NNCF", "static", nncf_model),
+        ("ONNX Runtime dynamic", "dynamic", dynamic(False)),
+        ("ONNX Runtime dynamic, 7-bit weights", "dynamic", dynamic(True)),
+    ]
+    for i, (title, kind, make) in enumerate(makers):
+        path = out / f"{source.stem}.peer{i}.onnx"
+        start = time.time()
+        try:
+            make(path)
+            yield title, kind, path, time.time() - start
+        except Exception as error:  # noqa: BLE001  a peer that fails is a row of the table
+            yield title, kind, " ".join(f"{type(error).__name__}: {error}".split())[:160], time.time() - start
+
+
+def compare(args, name, float_model, preprocess, pictures, read, chunks):
+    """The rows of one model."""
+    clean, ours = args.out / f"{name}.fp32.onnx", {}
+    command(args.vedge, "convert", float_model, "-o", clean, "--precision", "fp32", "--preprocess", preprocess)
+    seconds = {}
+    for preset, kind in (("portable", "static"), ("cpu", "dynamic")):
+        ours[preset], start = args.out / f"{name}.{preset}.onnx", time.time()
+        command(
+            *(args.vedge, "convert", float_model, "-o", ours[preset], "--preprocess", preprocess, "--preset", preset),
+            *("--calib", pictures, "--calib-count", args.calib),
+        )
+        seconds[preset] = (kind, time.time() - start)
+    tensors = calibration(pictures, args.calib, read)
+    others = list(peers(clean, tensors, args.out))
+    sessions = {title: session(path, optimized=True) for title, _, path, _ in others if isinstance(path, Path)}
+    reference, float_logits, classes, logits = session(clean, optimized=True), [], [], {}
+    for batch, truth in chunks():
+        float_logits.append(run_rows(reference, batch))
+        classes.append(truth)
+        for preset, path in ours.items():
+            logits.setdefault(preset, []).append(Infer(args.run, path, batch).result())
+        for title, s in sessions.items():
+            logits.setdefault(title, []).append(run_rows(s, batch))
+    floats, classes = np.concatenate(float_logits), np.concatenate(classes)
+    top1 = lambda y: float((y.argmax(1) == classes).mean())  # noqa: E731
+
+    def row(title, kind, key, took, failed=None):
+        r = {"model": name, "pictures": len(classes), "calibration": len(tensors), "tool": title, "kind": kind, "seconds": took}
+        if failed:
+            return r | {"failed": failed}
+        y = np.concatenate(logits[key])
+        return r | {"drop_points": 100 * (top1(floats) - top1(y)), "agreement": agreement(floats, y), "sqnr_db": sqnr(floats, y)}
+
+    rows = [row(f"vedge {preset}", kind, preset, took) for preset, (kind, took) in seconds.items()]
+    rows += [row(t, k, t, took, None if isinstance(p, Path) else p) for t, k, p, took in others]
+    for r in rows:
+        print(json.dumps(r), flush=True)
+    return rows
+
+
+def markdown(rows):
+    """The record as a table, and by how much ours are ahead."""
+    lines = [
+        "# INT8 beside other tools",
+        "",
+        f"Made by `tests/benches/peers.py` with ONNX Runtime {ort.__version__}. Same float model, same number of calibration pictures,",
+        "the same test tensors; each against the float model. Peers run in ONNX Runtime as its users run it (graph optimizations on,",
+        "AVX2 kernels of a CPU without VNNI, which saturate: hence the variants with 7-bit weights), ours in vedge-run.",
+        "",
+        "| model | pictures | tool | kind | lost, points | agreement | logit SQNR |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        numbers = f"failed: {r['failed']} | | " if "failed" in r else f"{r['drop_points']:.2f} | {r['agreement']:.2%} | {r['sqnr_db']:.1f} dB "
+        lines.append(f"| {r['model']} | {r['pictures']} | {r['tool']} | {r['kind']} | {numbers}|")
+    lines.append("")
+    for model in dict.fromkeys(r["model"] for r in rows):
+        for kind in ("static", "dynamic"):
+            same = [r for r in rows if r["model"] == model and r["kind"] == kind and "sqnr_db" in r]
+            ours = [r for r in same if r["tool"].startswith("vedge")]
+            best = max((r for r in same if not r["tool"].startswith("vedge")), key=lambda r: r["sqnr_db"], default=None)
+            if ours and best:
+                lines.append(f"- {model}, {kind}: {ours[0]['sqnr_db'] - best['sqnr_db']:+.1f} dB against the best peer, {best['tool']}.")
+    return "\n".join([*lines, ""])
+
+
+def main():
+    parser = argparse.ArgumentParser(usage=__doc__)
+    for name in ("vedge", "run", "out"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--models", default="deit_nano,mobilevit_nano,swin_nano,vits14_imagenette")
+    parser.add_argument("--limit", type=int, default=10000, help="at most so many test pictures")
+    parser.add_argument("--calib", type=int, default=128, help="calibration pictures")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    shared = os.environ.get("VEDGE_SHARED")
+    rows = []
+    for name in args.models.split(","):
+        source = ROOT / "models" / f"{name}.onnx"
+        if not source.exists():
+            if not shared:
+                print(f"skipped: {name} is in the shared data (VEDGE_SHARED)", file=sys.stderr)
+                continue
+            source = Path(shared) / "models" / f"{name}.onnx"
+        if name.startswith("vits14"):
+            data = Path(shared) / "data" / "imagenette"
+            read = lambda path: parity.read_imagenette(path)[None]  # noqa: E731
+            rows += compare(args, name, source, "imagenet", data / "calib", read, lambda: parity.imagenette(data / "val", args.limit))
+        else:
+            how = ROOT / "models" / "fashion.json"
+            rows += compare(args, name, source, how, ROOT / "models/fashion/calibration", read_fashion, lambda: parity.fashion(args.limit))
+        (args.out / "peers.json").write_text(json.dumps(rows, indent=1))
+        (args.out / "peers.md").write_text(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()
