@@ -118,6 +118,7 @@ macro_rules! row_fns {
         }
     };
 }
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(super) use row_fns;
 
 row_fns!(false);

@@ -38,8 +38,7 @@ fn why(kernel: &str) -> &'static str {
     match kernel {
         "generic" => "this CPU has no instructions that vedge has faster kernels for",
         "neon" => "64-bit ARM without 8-bit dot products",
-        "dotprod" => "the CPU has 8-bit dot products (SDOT)",
-        "i8mm" => "the CPU has 8-bit matrix products (SMMLA)",
+        "neon-dotprod" => "the CPU has 8-bit dot products (SDOT)",
         "avx2" => "the CPU has AVX2",
         _ => "the best for this CPU",
     }
@@ -48,6 +47,7 @@ fn why(kernel: &str) -> &'static str {
 /// CPU features that matter for the kernels.
 fn features() -> Vec<&'static str> {
     let mut found: Vec<&str> = vec![];
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     macro_rules! detect {
         ($test:ident: $($name:tt)*) => { $( if std::arch::$test!($name) { found.push($name); } )* };
     }
@@ -158,6 +158,14 @@ pub fn cameras() -> Vec<Finding> {
 mod tests {
     use super::super::Verdict;
     use super::*;
+
+    #[test]
+    fn every_kernel_of_this_machine_has_a_reason() {
+        for kernel in kernels::available() {
+            assert_ne!(why(kernel.name), why("another"), "{}", kernel.name);
+        }
+    }
+
     use std::path::Path;
 
     fn found(tree: &str) -> Vec<Finding> {
