@@ -1,5 +1,6 @@
 //! NEON, with SDOT where the CPU has it.
 
+use super::conv::DepthwiseRow;
 use super::generic::{panel_i8_of, row_fns, tile_f32_of};
 use super::rows::{self, Activation, Norm, RowFns, Target};
 use super::{Body, GROUP, I8Panel, Kernels, Layout, MR_F32, MR_I8, NR, PanelJob, TileF32, TileI8};

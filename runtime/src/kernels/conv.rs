@@ -1,18 +1,18 @@
-//! Integer convolutions: the picture is quantized once into a padded canvas `[y][x][channel]`; a dense convolution
-//! then is a linear layer over gathered rows, a depthwise one runs directly.
+//! Convolutions on pictures with channels last, `[y][x][channel]`: the picture is copied (and quantized) once into a
+//! padded canvas; a dense convolution then is a linear layer over gathered rows, a depthwise one runs directly.
 
-use super::linear::{InputQuant, Rows, integer_panel, row_quant, widen};
-use super::rows::{Activation, RowQuant, Target};
-use super::{I8Weights, Kernels, MR_I8, NR};
+use super::MR_I8;
+use super::linear::{InputQuant, Linear, Rows, Weights, row_quant, widen};
+use super::rows::{Activation, RowQuant};
 use crate::exec::Exec;
 use std::cell::RefCell;
 
 /// Sizes of a convolution with batch 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
-    /// Input channels, height, width.
+    /// Input height, width, channels.
     pub input: [usize; 3],
-    /// Output channels, height, width.
+    /// Output height, width, channels.
     pub output: [usize; 3],
     /// Kernel height and width.
     pub kernel: [usize; 2],
@@ -24,190 +24,398 @@ pub struct Geometry {
     pub pads: [usize; 4],
 }
 
-/// Weights of an integer convolution.
+/// What a convolution computes at each place.
 #[derive(Clone, Debug)]
-pub enum ConvWeights {
-    /// Rows of `[kernel y][kernel x][input channel]`, one an output channel.
-    Dense(I8Weights),
-    /// One filter a channel: `[tap][channel]` and a scale for each channel.
-    Depthwise(Vec<i16>, Vec<f32>),
+pub enum Filter {
+    /// All input channels to all output channels: a linear layer over rows of `[kernel y][kernel x][input channel]`.
+    /// With integer weights, `PerRow` means one range for the whole picture.
+    Dense(Linear),
+    /// One filter a channel.
+    Depthwise(Depthwise),
 }
 
-/// `activation(conv(x) + bias)`, NCHW float in and out.
+/// One filter a channel.
 #[derive(Clone, Debug)]
-pub struct Conv {
-    /// Sizes.
-    pub geometry: Geometry,
-    /// Quantization of the input; `PerRow` here means one range for the whole picture.
-    pub quant: InputQuant,
+pub struct Depthwise {
     /// Weights.
-    pub weights: ConvWeights,
-    /// Bias, one array for [`NR`] output channels, zero-padded.
-    pub bias: Vec<[f32; NR]>,
+    pub taps: Taps,
+    /// Bias, one a channel.
+    pub bias: Vec<f32>,
     /// Function after the bias.
     pub activation: Activation,
 }
 
+/// Weights of a depthwise convolution, `[tap][channel]`.
+#[derive(Clone, Debug)]
+pub enum Taps {
+    /// Integer arithmetic.
+    I8 {
+        /// Weights.
+        values: Vec<i8>,
+        /// Scale of each channel.
+        scale: Vec<f32>,
+        /// Quantization of the input; `PerRow` means one range for the whole picture.
+        quant: InputQuant,
+    },
+    /// Float arithmetic.
+    F32(Vec<f32>),
+}
+
+/// `activation(conv(x) + bias)`, float in and out, channels last.
+#[derive(Clone, Debug)]
+pub struct Conv {
+    /// Sizes.
+    pub geometry: Geometry,
+    /// Weights and what follows them.
+    pub filter: Filter,
+}
+
+/// One row of outputs of a depthwise convolution, for the row routines.
+pub struct DepthwiseRow<'a, A, W> {
+    /// The canvas from the first tap of the first output on.
+    pub canvas: &'a [A],
+    /// Elements of a canvas line.
+    pub line: usize,
+    /// Weights, `[tap][channel]`.
+    pub taps: &'a [W],
+    /// Sizes.
+    pub geometry: &'a Geometry,
+}
+
+/// The canvases are kept from run to run; rows are those of a thread.
 #[derive(Default)]
 struct Scratch {
-    plane: Vec<u8>,
-    canvas: Vec<u8>,
-    rows: Vec<u8>,
+    bytes: Vec<u8>,
+    floats: Vec<f32>,
+}
+
+#[derive(Default)]
+struct Gathered {
+    bytes: Vec<u8>,
     wide: Vec<i16>,
     quants: Vec<RowQuant>,
+    floats: Vec<f32>,
 }
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
+    static GATHERED: RefCell<Gathered> = RefCell::default();
+}
+
+/// Output pixels whose inputs are gathered at once, so that they stay in the cache.
+const PIXELS: usize = 48;
+
+impl Geometry {
+    /// Whether each output pixel is made of the same input pixel alone.
+    pub fn is_pointwise(&self) -> bool {
+        self.kernel == [1, 1] && self.stride == [1, 1] && self.pads == [0; 4]
+    }
+
+    /// Kernel taps.
+    pub fn taps(&self) -> usize {
+        self.kernel[0] * self.kernel[1]
+    }
+
+    /// Elements of a canvas line: a padded row of the picture.
+    fn line(&self) -> usize {
+        (self.input[1] + self.pads[1] + self.pads[3]) * self.input[2]
+    }
+
+    fn lines(&self) -> usize {
+        self.input[0] + self.pads[0] + self.pads[2]
+    }
+
+    /// Element of the canvas where the first tap of an output lies.
+    fn first_tap(&self, y: usize, x: usize) -> usize {
+        y * self.stride[0] * self.line() + x * self.stride[1] * self.input[2]
+    }
+
+    /// Copies the inputs of `rows.len() / stride` outputs from output `first` on, one row each.
+    fn gather<T: Copy>(&self, canvas: &[T], first: usize, rows: &mut [T], stride: usize) {
+        let ([_, width, _], c, line) = (self.output, self.input[2], self.line());
+        for (p, row) in rows.chunks_exact_mut(stride).enumerate() {
+            let at = self.first_tap((first + p) / width, (first + p) % width);
+            for (ky, taps) in row.chunks_mut(self.kernel[1] * c).take(self.kernel[0]).enumerate() {
+                let at = at + ky * self.dilation[0] * line;
+                if self.dilation[1] == 1 {
+                    taps.copy_from_slice(&canvas[at..at + taps.len()]);
+                    continue;
+                }
+                for (kx, tap) in taps.chunks_exact_mut(c).enumerate() {
+                    tap.copy_from_slice(&canvas[at + kx * self.dilation[1] * c..][..c]);
+                }
+            }
+        }
+    }
 }
 
 impl Conv {
     /// Multiply-accumulates.
     pub fn macs(&self) -> usize {
         let g = &self.geometry;
-        let taps = g.kernel[0] * g.kernel[1];
-        let inputs = if matches!(self.weights, ConvWeights::Dense(_)) { g.input[0] } else { 1 };
-        g.output.iter().product::<usize>() * taps * inputs
+        let inputs = if matches!(self.filter, Filter::Dense(_)) { g.input[2] } else { 1 };
+        g.output.iter().product::<usize>() * g.taps() * inputs
     }
 
-    /// Runs on one picture `[c][h][w]`.
+    /// Whether it computes in integers.
+    pub fn is_integer(&self) -> bool {
+        match &self.filter {
+            Filter::Dense(l) => matches!(l.weights, Weights::I8(..)),
+            Filter::Depthwise(d) => matches!(d.taps, Taps::I8 { .. }),
+        }
+    }
+
+    /// Runs on one picture `[h][w][c]`.
     pub fn run(&self, exec: &Exec, x: &[f32], out: &mut [f32]) {
-        SCRATCH.with_borrow_mut(|s| {
-            let quant = self.fill_canvas(exec.kernels, x, s);
-            match &self.weights {
-                ConvWeights::Dense(weights) => self.dense(exec, weights, quant, s, out),
-                ConvWeights::Depthwise(weights, scale) => self.depthwise(exec, weights, scale, quant, s, out),
-            }
+        SCRATCH.with_borrow_mut(|s| match &self.filter {
+            Filter::Dense(linear) => match &linear.weights {
+                Weights::I8(_, quant) => {
+                    let quant = self.quantize(exec, x, *quant, exec.kernels.flip, &mut s.bytes);
+                    self.dense_i8(exec, linear, quant, &s.bytes, out);
+                }
+                Weights::F32(_) => self.dense_f32(exec, linear, self.pad(exec, x, &mut s.floats), out),
+            },
+            Filter::Depthwise(d) => match &d.taps {
+                Taps::I8 { values, scale, quant } => {
+                    let quant = self.quantize(exec, x, *quant, 0, &mut s.bytes);
+                    self.depthwise_i8(exec, d, (values, scale), quant, &s.bytes, out);
+                }
+                Taps::F32(taps) => self.depthwise_f32(exec, d, taps, self.pad(exec, x, &mut s.floats), out),
+            },
         });
     }
 
-    fn canvas_width(&self) -> usize {
-        self.geometry.input[2] + self.geometry.pads[1] + self.geometry.pads[3]
-    }
-
-    /// Quantizes `[c][h][w]` into the canvas; returns the scale and the stored zero.
-    fn fill_canvas(&self, kernels: &Kernels, x: &[f32], s: &mut Scratch) -> RowQuant {
-        const PIXELS: usize = 64;
-        let g = &self.geometry;
-        let ([c, h, w], width) = (g.input, self.canvas_width());
-        let (scale, inverse, zero) = match self.quant {
+    /// Quantizes the picture into the canvas; returns the scale and the stored zero.
+    fn quantize(&self, exec: &Exec, x: &[f32], quant: InputQuant, flip: u8, canvas: &mut Vec<u8>) -> RowQuant {
+        let rows = &exec.kernels.rows;
+        let (scale, inverse, zero) = match quant {
             InputQuant::Static { scale, zero } => (scale, 1. / scale, f32::from(zero)),
             InputQuant::PerRow => {
-                // SAFETY: `kernels` came from `available`.
-                let (low, high) = unsafe { (kernels.rows.range)(x) };
+                // SAFETY: the kernels came from `available`.
+                let (low, high) = unsafe { (rows.range)(x) };
                 row_quant(low, high)
             }
         };
-        let stored_zero = zero as u8 ^ kernels.flip;
-        s.canvas.clear();
-        // Tiles may read up to a group past the last pixel.
-        s.canvas.resize(((h + g.pads[0] + g.pads[2]) * width + MR_I8) * c + 4, stored_zero);
-        s.plane.resize(PIXELS, 0);
-        for y in 0..h {
-            let row = ((y + g.pads[0]) * width + g.pads[1]) * c;
-            for x0 in (0..w).step_by(PIXELS) {
-                let n = PIXELS.min(w - x0);
-                for ch in 0..c {
-                    let plane = &mut s.plane[..n];
-                    // SAFETY: as above.
-                    unsafe {
-                        (kernels.rows.quantize)(&x[(ch * h + y) * w + x0..][..n], inverse, zero, kernels.flip, plane)
+        self.fill(exec, x, canvas, zero as u8 ^ flip, &|x, line| {
+            // SAFETY: as above.
+            unsafe { (rows.quantize)(x, inverse, zero, flip, line) };
+        });
+        RowQuant { scale, zero: zero as i32 - i32::from(flip) }
+    }
+
+    /// The picture with zeros around it; itself where there is no padding.
+    fn pad<'a>(&self, exec: &Exec, x: &'a [f32], canvas: &'a mut Vec<f32>) -> &'a [f32] {
+        if self.geometry.pads == [0; 4] {
+            return x;
+        }
+        self.fill(exec, x, canvas, 0., &|x, line| line.copy_from_slice(x));
+        canvas
+    }
+
+    fn fill<T: Copy + Send + Sync>(
+        &self,
+        exec: &Exec,
+        x: &[f32],
+        canvas: &mut Vec<T>,
+        zero: T,
+        convert: &(dyn Fn(&[f32], &mut [T]) + Sync),
+    ) {
+        let g = &self.geometry;
+        let [h, w, c] = g.input;
+        canvas.resize(g.lines() * g.line(), zero);
+        let lines = g.lines().div_ceil(4 * exec.threads());
+        exec.chunks(canvas, lines * g.line(), &|i, part| {
+            for (j, line) in part.chunks_exact_mut(g.line()).enumerate() {
+                match (i * lines + j).checked_sub(g.pads[0]).filter(|&y| y < h) {
+                    None => line.fill(zero),
+                    Some(y) => {
+                        let (left, rest) = line.split_at_mut(g.pads[1] * c);
+                        let (inner, right) = rest.split_at_mut(w * c);
+                        left.fill(zero);
+                        convert(&x[y * w * c..][..w * c], inner);
+                        right.fill(zero);
+                    }
+                }
+            }
+        });
+    }
+
+    fn dense_i8(&self, exec: &Exec, linear: &Linear, quant: RowQuant, canvas: &[u8], out: &mut [f32]) {
+        let g = &self.geometry;
+        let Weights::I8(weights, _) = &linear.weights else { unreachable!("integer weights") };
+        let (n, stride) = (linear.n(), weights.row_bytes());
+        let block = exec.block(out.len() / n, PIXELS, MR_I8);
+        exec.chunks(out, block * n, &|b, out| {
+            GATHERED.with_borrow_mut(|s| {
+                let pixels = out.len() / n;
+                let padded = pixels.next_multiple_of(MR_I8);
+                s.bytes.resize(padded * stride, 0);
+                g.gather(canvas, b * block, &mut s.bytes[..pixels * stride], stride);
+                widen(weights, &s.bytes, &mut s.wide);
+                s.quants.clear();
+                s.quants.resize(padded, quant);
+                let rows = Rows { bytes: &s.bytes, wide: &s.wide, quants: &s.quants };
+                linear.integer_block(exec.kernels, weights, &rows, None, out);
+            });
+        });
+    }
+
+    fn dense_f32(&self, exec: &Exec, linear: &Linear, canvas: &[f32], out: &mut [f32]) {
+        let (g, k, n) = (&self.geometry, linear.k(), linear.n());
+        let block = exec.block(out.len() / n, PIXELS, 12);
+        exec.chunks(out, block * n, &|b, out| {
+            GATHERED.with_borrow_mut(|s| {
+                s.floats.resize(out.len() / n * k, 0.);
+                g.gather(canvas, b * block, &mut s.floats, k);
+                linear.float_block(exec.kernels, &s.floats, None, out);
+            });
+        });
+    }
+
+    fn depthwise_i8(
+        &self,
+        exec: &Exec,
+        d: &Depthwise,
+        (taps, scale): (&[i8], &[f32]),
+        quant: RowQuant,
+        canvas: &[u8],
+        out: &mut [f32],
+    ) {
+        let g = &self.geometry;
+        let c = g.input[2];
+        // What the zero point adds to each sum is taken off through the bias: it is an integer, exact in a float.
+        let factor: Vec<f32> = scale.iter().map(|s| s * quant.scale).collect();
+        let sums = (0..c).map(|i| taps[i..].iter().step_by(c).map(|&w| i32::from(w)).sum::<i32>());
+        let offset: Vec<i32> = sums.map(|sum| -quant.zero * sum).collect();
+        let rows = &exec.kernels.rows;
+        exec.chunks(out, g.output[1] * c, &|y, out| {
+            let row = DepthwiseRow { canvas: &canvas[g.first_tap(y, 0)..], line: g.line(), taps, geometry: g };
+            // SAFETY: the kernels came from `available`.
+            unsafe {
+                (rows.depthwise_i8)(&row, &offset, &factor, &d.bias, out);
+                (rows.activate)(d.activation, out);
+            }
+        });
+    }
+
+    fn depthwise_f32(&self, exec: &Exec, d: &Depthwise, taps: &[f32], canvas: &[f32], out: &mut [f32]) {
+        let g = &self.geometry;
+        let rows = &exec.kernels.rows;
+        exec.chunks(out, g.output[1] * g.input[2], &|y, out| {
+            let row = DepthwiseRow { canvas: &canvas[g.first_tap(y, 0)..], line: g.line(), taps, geometry: g };
+            // SAFETY: the kernels came from `available`.
+            unsafe {
+                (rows.depthwise_f32)(&row, &d.bias, out);
+                (rows.activate)(d.activation, out);
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::linear::bias_panels;
+    use super::super::{F32Weights, I8Weights};
+    use super::*;
+    use crate::model::card::SelfTest;
+
+    /// The convolution by its definition, in f64: `weight(output channel, ky, kx, input channel)`, one group or as many as
+    /// channels.
+    fn reference(
+        g: &Geometry,
+        x: &[f32],
+        bias: &[f32],
+        depthwise: bool,
+        weight: &dyn Fn(usize, usize, usize) -> f64,
+    ) -> Vec<f64> {
+        let ([h, w, c], [oh, ow, oc]) = (g.input, g.output);
+        let mut out = vec![];
+        for (y, x0, o) in (0..oh * ow * oc).map(|i| (i / oc / ow, i / oc % ow, i % oc)) {
+            let mut sum = f64::from(bias[o]);
+            for (ky, kx) in (0..g.taps()).map(|t| (t / g.kernel[1], t % g.kernel[1])) {
+                let at = |o: usize, k: usize, s: usize, d: usize, p: usize| (o * s + k * d).checked_sub(p);
+                let iy = at(y, ky, g.stride[0], g.dilation[0], g.pads[0]).filter(|&y| y < h);
+                let ix = at(x0, kx, g.stride[1], g.dilation[1], g.pads[1]).filter(|&x| x < w);
+                let (Some(iy), Some(ix)) = (iy, ix) else { continue };
+                let tap = ky * g.kernel[1] + kx;
+                for i in if depthwise { o..o + 1 } else { 0..c } {
+                    sum += f64::from(x[(iy * w + ix) * c + i]) * weight(o, tap, i);
+                }
+            }
+            out.push(sum);
+        }
+        out
+    }
+
+    fn geometries(depthwise: bool) -> Vec<Geometry> {
+        let mut all = vec![];
+        for (h, w, c, oc) in [(7, 9, 24, 20), (6, 5, 3, 17), (5, 5, 16, 32), (4, 6, 40, 5)] {
+            for (kernel, stride, dilation, pads) in [
+                ([3, 3], [1, 1], [1, 1], [1, 1, 1, 1]),
+                ([3, 3], [2, 2], [1, 1], [1, 0, 1, 2]),
+                ([2, 3], [1, 2], [2, 1], [0, 2, 1, 0]),
+                ([1, 1], [2, 2], [1, 1], [0; 4]),
+                ([3, 3], [1, 1], [1, 2], [1, 2, 1, 2]),
+            ] {
+                let size = |n: usize, a: usize| {
+                    (n + pads[a] + pads[a + 2] - dilation[a] * (kernel[a] - 1) - 1) / stride[a] + 1
+                };
+                let output = [size(h, 0), size(w, 1), if depthwise { c } else { oc }];
+                all.push(Geometry { input: [h, w, c], output, kernel, stride, dilation, pads });
+            }
+        }
+        all
+    }
+
+    /// Every kernel and thread count, dense and depthwise, integer and float, against the definition.
+    #[test]
+    fn convolutions_are_those_of_the_definition() {
+        let quant = InputQuant::Static { scale: 1. / 64., zero: 77 };
+        for threads in [1, 2] {
+            let exec = Exec::new(threads).expect("threads");
+            for (depthwise, integer) in [(false, false), (false, true), (true, false), (true, true)] {
+                for g in geometries(depthwise) {
+                    let ([_, _, c], [_, _, oc]) = (g.input, g.output);
+                    let inputs = if depthwise { 1 } else { c };
+                    // On the grid of the quantization, so that only the arithmetic is tested.
+                    let x: Vec<f32> = SelfTest::input(3, g.input.iter().product());
+                    let x: Vec<f32> = x.iter().map(|v| (v * 64.).round().clamp(-77., 178.) / 64.).collect();
+                    let bias = SelfTest::input(4, oc);
+                    let weights = SelfTest::input(5, oc * g.taps() * inputs);
+                    let q: Vec<i8> = weights.iter().map(|v| (v * 127.) as i8).collect();
+                    let scale: Vec<f32> = (0..oc).map(|o| 0.01 + o as f32 * 1e-3).collect();
+                    let index = |o: usize, tap: usize, i: usize| match depthwise {
+                        true => tap * c + o,
+                        false => (o * g.taps() + tap) * c + i,
                     };
-                    let pixels = s.canvas[row + x0 * c + ch..].iter_mut().step_by(c);
-                    pixels.zip(plane).for_each(|(o, q)| *o = *q);
-                }
-            }
-        }
-        RowQuant { scale, zero: zero as i32 - i32::from(kernels.flip) }
-    }
-
-    fn dense(&self, exec: &Exec, weights: &I8Weights, quant: RowQuant, s: &mut Scratch, out: &mut [f32]) {
-        let g = &self.geometry;
-        let (c, width) = (g.input[0], self.canvas_width());
-        let [_, oh, ow] = g.output;
-        let (pixels, stride) = (oh * ow, weights.row_bytes());
-        let padded = pixels.next_multiple_of(MR_I8);
-        let pointwise = g.kernel == [1, 1] && g.stride == [1, 1] && g.pads == [0; 4] && stride == c;
-        if !pointwise {
-            s.rows.resize(padded * stride, 0);
-            for (p, row) in s.rows.chunks_exact_mut(stride).take(pixels).enumerate() {
-                let (y, x) = (p / ow * g.stride[0], p % ow * g.stride[1]);
-                let contiguous = g.dilation[1] == 1;
-                for ky in 0..g.kernel[0] {
-                    let at = ((y + ky * g.dilation[0]) * width + x) * c;
-                    let line = &mut row[ky * g.kernel[1] * c..][..g.kernel[1] * c];
-                    if contiguous {
-                        line.copy_from_slice(&s.canvas[at..at + line.len()]);
+                    let weight = |o: usize, tap: usize, i: usize| match integer {
+                        true => f64::from(q[index(o, tap, i)]) * f64::from(scale[o]),
+                        false => f64::from(weights[index(o, tap, i)]),
+                    };
+                    let (activation, k) = (Activation::Relu, g.taps() * inputs);
+                    let filter = if depthwise {
+                        let taps = match integer {
+                            true => Taps::I8 { values: q.clone(), scale: scale.clone(), quant },
+                            false => Taps::F32(weights.clone()),
+                        };
+                        Filter::Depthwise(Depthwise { taps, bias: bias.clone(), activation })
                     } else {
-                        for (kx, tap) in line.chunks_exact_mut(c).enumerate() {
-                            tap.copy_from_slice(&s.canvas[at + kx * g.dilation[1] * c..][..c]);
-                        }
+                        let weights = match integer {
+                            true => Weights::I8(I8Weights::pack(exec.kernels, oc, k, &q, &scale), quant),
+                            false => Weights::F32(F32Weights::pack(oc, k, |row, i| weights[row * k + i])),
+                        };
+                        Filter::Dense(Linear { norm: None, weights, bias: bias_panels(&bias), activation })
+                    };
+                    let mut out = vec![f32::NAN; g.output.iter().product()];
+                    Conv { geometry: g, filter }.run(&exec, &x, &mut out);
+                    let want = reference(&g, &x, &bias, depthwise, &weight);
+                    for (i, (&got, want)) in out.iter().zip(want).enumerate() {
+                        let want = want.max(0.);
+                        let near = (f64::from(got) - want).abs() < 1e-4 * want.abs().max(1.);
+                        assert!(near, "{g:?} depthwise {depthwise} integer {integer}: {i}: {got} for {want}");
                     }
                 }
             }
         }
-        let rows = if pointwise { &s.canvas[..padded * stride] } else { &s.rows[..] };
-        widen(weights, rows, &mut s.wide);
-        s.quants.clear();
-        s.quants.resize(pixels, quant);
-        s.quants.resize(padded, RowQuant::default());
-        let wide = if weights.needs_wide_rows() { &s.wide[..] } else { &[] };
-        let quants = &s.quants[..];
-        exec.chunks(out, NR * pixels, &|p, planes| {
-            // Pixels at once: their outputs stay in the cache until they are laid out by channel.
-            const PIXELS: usize = 64;
-            let mut y = [[0.; NR]; PIXELS];
-            for m in (0..pixels).step_by(PIXELS) {
-                let valid = PIXELS.min(pixels - m);
-                let wide = if wide.is_empty() { wide } else { &wide[m * stride..] };
-                let part = Rows { bytes: &rows[m * stride..], wide, quants: &quants[m..] };
-                let out = y.as_flattened_mut().as_mut_ptr();
-                let target = Target { out, residual: std::ptr::null(), stride: NR, rows: valid, columns: NR };
-                // SAFETY: the target is the array above.
-                unsafe {
-                    integer_panel(exec.kernels, weights, p, &part, (&self.bias[p], self.activation), target);
-                }
-                for (ch, plane) in planes.chunks_exact_mut(pixels).enumerate() {
-                    for (o, row) in plane[m..m + valid].iter_mut().zip(&y) {
-                        *o = row[ch];
-                    }
-                }
-            }
-        });
-    }
-
-    fn depthwise(&self, exec: &Exec, weights: &[i16], scale: &[f32], quant: RowQuant, s: &Scratch, out: &mut [f32]) {
-        let g = &self.geometry;
-        let (c, width) = (g.input[0], self.canvas_width());
-        let [_, oh, ow] = g.output;
-        let signed = exec.kernels.flip != 0;
-        let canvas = &s.canvas[..];
-        exec.chunks(out, NR * oh * ow, &|p, planes| {
-            let (first, channels) = (p * NR, NR.min(c - p * NR));
-            let mut y16 = [[0f32; NR]; 1];
-            for pixel in 0..oh * ow {
-                let (y, x) = (pixel / ow * g.stride[0], pixel % ow * g.stride[1]);
-                let mut sums = [0i32; NR];
-                for ky in 0..g.kernel[0] {
-                    for kx in 0..g.kernel[1] {
-                        let at = ((y + ky * g.dilation[0]) * width + x + kx * g.dilation[1]) * c + first;
-                        let taps = &weights[(ky * g.kernel[1] + kx) * c + first..][..channels];
-                        let values = &canvas[at..at + channels];
-                        for i in 0..channels {
-                            let v = if signed { i32::from(values[i] as i8) } else { i32::from(values[i]) };
-                            sums[i] += (v - quant.zero) * i32::from(taps[i]);
-                        }
-                    }
-                }
-                for i in 0..channels {
-                    y16[0][i] = sums[i] as f32 * (quant.scale * scale[first + i]) + self.bias[p][i];
-                }
-                // SAFETY: `kernels` came from `available`.
-                unsafe { (exec.kernels.rows.activate)(self.activation, &mut y16[0]) };
-                for i in 0..channels {
-                    planes[i * oh * ow + pixel] = y16[0][i];
-                }
-            }
-        });
     }
 }

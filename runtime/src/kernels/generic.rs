@@ -1,5 +1,6 @@
 //! Scalar kernels: the reference that every other kernel is tested against, and the fallback.
 
+use super::conv::DepthwiseRow;
 use super::rows::{self, Activation, Norm, RowFns, Target};
 use super::{Body, GROUP, I8Panel, Kernels, Layout, MR_F32, MR_I8, NR, PanelJob, TileF32, TileI8};
 
@@ -85,7 +86,7 @@ pub unsafe fn tile_f32_of<const FMA: bool>(rows: &[*const f32; MR_F32], k: usize
 macro_rules! row_fns {
     ($fma:literal $(, $feature:literal)?) => {
         pub(super) const ROWS: RowFns = RowFns {
-            range, quantize, layer_norm, finish_f32, activate, add, softmax,
+            range, quantize, layer_norm, finish_f32, activate, add, softmax, depthwise_i8, depthwise_f32,
         };
         $(#[target_feature(enable = $feature)])?
         fn range(x: &[f32]) -> (f32, f32) {
@@ -115,6 +116,20 @@ macro_rules! row_fns {
         $(#[target_feature(enable = $feature)])?
         fn softmax(x: &mut [f32], scale: f32) {
             rows::softmax::<$fma>(x, scale);
+        }
+        $(#[target_feature(enable = $feature)])?
+        fn depthwise_i8(
+            row: &DepthwiseRow<u8, i8>,
+            offset: &[i32],
+            factor: &[f32],
+            bias: &[f32],
+            out: &mut [f32],
+        ) {
+            rows::depthwise_i8::<$fma>(row, offset, factor, bias, out);
+        }
+        $(#[target_feature(enable = $feature)])?
+        fn depthwise_f32(row: &DepthwiseRow<f32, f32>, bias: &[f32], out: &mut [f32]) {
+            rows::depthwise_f32::<$fma>(row, bias, out);
         }
     };
 }

@@ -121,7 +121,7 @@ impl Linear {
     }
 
     fn block(&self, kernels: &Kernels, x: &[f32], residual: Option<&[f32]>, out: &mut [f32], s: &mut Scratch) {
-        let (k, n) = (self.k(), self.n());
+        let k = self.k();
         let x = match &self.norm {
             None => x,
             Some(norm) => {
@@ -133,24 +133,46 @@ impl Linear {
                 &s.normed[..]
             }
         };
-        let target = Output { out: out.as_mut_ptr(), rows: x.len() / k, residual, n };
         match &self.weights {
             Weights::I8(weights, quant) => {
                 quantize_rows(kernels, x, k, *quant, weights, &mut s.bytes, &mut s.wide, &mut s.quants);
-                for (p, bias) in self.bias.iter().enumerate() {
-                    let rows = Rows { bytes: &s.bytes, wide: &s.wide, quants: &s.quants };
-                    let target = target.tile(0, target.rows, p);
-                    // SAFETY: the target lies inside `out` and `residual`.
-                    unsafe { integer_panel(kernels, weights, p, &rows, (bias, self.activation), target) };
-                }
+                let rows = Rows { bytes: &s.bytes, wide: &s.wide, quants: &s.quants };
+                self.integer_block(kernels, weights, &rows, residual, out);
             }
-            Weights::F32(weights) => self.float_block(kernels, weights, x, &target),
+            Weights::F32(_) => self.float_block(kernels, x, residual, out),
         }
     }
 
-    fn float_block(&self, kernels: &Kernels, w: &F32Weights, x: &[f32], target: &Output) {
+    /// Multiplies quantized rows with all panels; `out` `[m][n]` says how many of the (padded) rows there are.
+    ///
+    /// # Panics
+    /// When there are fewer rows than `out` has.
+    pub fn integer_block(
+        &self,
+        kernels: &Kernels,
+        weights: &I8Weights,
+        rows: &Rows,
+        residual: Option<&[f32]>,
+        out: &mut [f32],
+    ) {
+        let target = Output::of(self.n(), residual, out);
+        for (p, bias) in self.bias.iter().enumerate() {
+            let target = target.tile(0, target.rows, p);
+            // SAFETY: the target lies inside `out` and `residual`.
+            unsafe { integer_panel(kernels, weights, p, rows, (bias, self.activation), target) };
+        }
+    }
+
+    /// Multiplies rows `x` `[m][k]` with all panels of float weights.
+    ///
+    /// # Panics
+    /// When the weights are integers or the lengths do not match.
+    pub fn float_block(&self, kernels: &Kernels, x: &[f32], residual: Option<&[f32]>, out: &mut [f32]) {
+        let Weights::F32(w) = &self.weights else { panic!("integer weights") };
         let k = w.k;
         let rows = x.len() / k;
+        assert_eq!(rows * self.n(), out.len());
+        let target = Output::of(self.n(), residual, out);
         for (p, bias) in self.bias.iter().enumerate() {
             let panel = w.panel(p);
             for m in (0..rows).step_by(MR_F32) {
@@ -177,7 +199,12 @@ struct Output<'a> {
     n: usize,
 }
 
-impl Output<'_> {
+impl<'a> Output<'a> {
+    fn of(n: usize, residual: Option<&'a [f32]>, out: &mut [f32]) -> Output<'a> {
+        assert!(residual.is_none_or(|r| r.len() == out.len()));
+        Output { out: out.as_mut_ptr(), rows: out.len() / n, residual, n }
+    }
+
     /// The part of a tile of `height` rows from row `m`, panel `p`.
     fn tile(&self, m: usize, height: usize, p: usize) -> Target {
         let at = m * self.n + p * NR;

@@ -8,6 +8,7 @@
 mod aarch64;
 pub mod attention;
 pub mod conv;
+pub mod copy;
 mod generic;
 pub mod linear;
 mod math;

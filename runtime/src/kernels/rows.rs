@@ -1,6 +1,7 @@
 //! What happens to a row before and after a matrix tile: normalize, quantize, rescale, activate. Generic source; the
 //! instruction-set modules compile it with their features.
 
+use super::conv::DepthwiseRow;
 use super::math::{self, fma};
 use super::{MR_I8, NR, PanelJob, TileF32, TileI8};
 
@@ -81,6 +82,11 @@ pub struct RowFns {
     pub add: unsafe fn(x: &mut [f32], y: &[f32]),
     /// Softmax of `scale · x` in place; returns nothing, rows sum to 1.
     pub softmax: unsafe fn(x: &mut [f32], scale: f32),
+    /// A row of an integer depthwise convolution: `(sum + offset) · factor + bias`, each of the latter one a channel.
+    pub depthwise_i8:
+        unsafe fn(row: &DepthwiseRow<u8, i8>, offset: &[i32], factor: &[f32], bias: &[f32], out: &mut [f32]),
+    /// A row of a float depthwise convolution: `sum + bias`.
+    pub depthwise_f32: unsafe fn(row: &DepthwiseRow<f32, f32>, bias: &[f32], out: &mut [f32]),
 }
 
 /// Lanes that reductions keep apart, so that they vectorize.
@@ -268,4 +274,92 @@ pub fn softmax<const FMA: bool>(x: &mut [f32], scale: f32) {
     }
     let inverse = 1.0 / acc.iter().sum::<f32>();
     each(x, |v| v * inverse);
+}
+
+/// Calls `f` for runs of [`LANES`] channels of each output: index of the output, first channel. The last run overlaps
+/// the one before it where the channels are no multiple. Channels must be at least [`LANES`].
+#[inline(always)]
+fn channel_runs(outputs: usize, channels: usize, mut f: impl FnMut(usize, usize)) {
+    for x in 0..outputs {
+        for run in 0..channels.div_ceil(LANES) {
+            f(x, (run * LANES).min(channels - LANES));
+        }
+    }
+}
+
+/// The sum over the taps for the channels from `channel` on of output `x`.
+#[inline(always)]
+fn depthwise_sum<A: Copy, W: Copy, S: Copy, const N: usize>(
+    row: &DepthwiseRow<A, W>,
+    x: usize,
+    channel: usize,
+    zero: S,
+    multiply_add: impl Fn(S, A, W) -> S,
+) -> [S; N] {
+    let g = row.geometry;
+    let c = g.input[2];
+    let mut sums = [zero; N];
+    for ky in 0..g.kernel[0] {
+        for kx in 0..g.kernel[1] {
+            let at = ky * g.dilation[0] * row.line + (x * g.stride[1] + kx * g.dilation[1]) * c + channel;
+            let values: &[A; N] = row.canvas[at..at + N].try_into().expect("N values");
+            let tap = (ky * g.kernel[1] + kx) * c + channel;
+            let taps: &[W; N] = row.taps[tap..tap + N].try_into().expect("N values");
+            for i in 0..N {
+                sums[i] = multiply_add(sums[i], values[i], taps[i]);
+            }
+        }
+    }
+    sums
+}
+
+#[inline(always)]
+pub fn depthwise_i8<const FMA: bool>(
+    row: &DepthwiseRow<u8, i8>,
+    offset: &[i32],
+    factor: &[f32],
+    bias: &[f32],
+    out: &mut [f32],
+) {
+    let c = row.geometry.input[2];
+    // 255 · −128 fits 16 bits.
+    let multiply_add = |sum: i32, a: u8, w: i8| sum + i32::from(i16::from(a).wrapping_mul(i16::from(w)));
+    let finish = |sum: i32, i: usize| fma::<FMA>((sum + offset[i]) as f32, factor[i], bias[i]);
+    if c < LANES {
+        for (at, out) in out.iter_mut().enumerate() {
+            let [sum] = depthwise_sum(row, at / c, at % c, 0, multiply_add);
+            *out = finish(sum, at % c);
+        }
+        return;
+    }
+    channel_runs(out.len() / c, c, |x, channel| {
+        let sums: [i32; LANES] = depthwise_sum(row, x, channel, 0, multiply_add);
+        let out = &mut out[x * c + channel..][..LANES];
+        let (offset, factor) = (&offset[channel..][..LANES], &factor[channel..][..LANES]);
+        let bias = &bias[channel..][..LANES];
+        for i in 0..LANES {
+            out[i] = fma::<FMA>((sums[i] + offset[i]) as f32, factor[i], bias[i]);
+        }
+    });
+}
+
+#[inline(always)]
+pub fn depthwise_f32<const FMA: bool>(row: &DepthwiseRow<f32, f32>, bias: &[f32], out: &mut [f32]) {
+    let c = row.geometry.input[2];
+    let multiply_add = |sum: f32, a: f32, w: f32| fma::<FMA>(a, w, sum);
+    if c < LANES {
+        for (at, out) in out.iter_mut().enumerate() {
+            let [sum] = depthwise_sum(row, at / c, at % c, 0., multiply_add);
+            *out = sum + bias[at % c];
+        }
+        return;
+    }
+    channel_runs(out.len() / c, c, |x, channel| {
+        let sums: [f32; LANES] = depthwise_sum(row, x, channel, 0., multiply_add);
+        let out = &mut out[x * c + channel..][..LANES];
+        let bias = &bias[channel..][..LANES];
+        for i in 0..LANES {
+            out[i] = sums[i] + bias[i];
+        }
+    });
 }

@@ -1,5 +1,6 @@
 //! AVX2 with FMA.
 
+use super::conv::DepthwiseRow;
 use super::generic::row_fns;
 use super::pack::{Group, WidePair};
 use super::rows::{self, Activation, Norm, RowFns, RowQuant, Target};

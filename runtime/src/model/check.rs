@@ -3,10 +3,10 @@
 use super::lower::DOMAIN;
 use super::ops::Fused;
 use crate::error::{Error, Result};
+use crate::kernels::NR;
 use crate::kernels::attention::{Attention, HeadView};
-use crate::kernels::conv::{Conv, ConvWeights};
+use crate::kernels::conv::{Conv, Filter, Taps};
 use crate::kernels::linear::Linear;
-use crate::kernels::{MR_I8, NR};
 use crate::onnx::{Graph, absurd, elements};
 use std::collections::HashSet;
 
@@ -89,6 +89,11 @@ impl Fused {
                 let fits = norm.gamma.len() == width && norm.beta.len() == width && elements(first) == elements(output);
                 need(fits, || format!("width {} for {first:?} to {output:?}", norm.gamma.len()))
             }
+            Fused::Copy(c) => {
+                let sizes: Vec<usize> = c.axes.iter().map(|a| a.0).collect();
+                let fits = sizes.iter().all(|&n| n > 0) && product(&sizes) == product(output);
+                need(fits && c.end() <= elements(first), || format!("{c:?} does not make {output:?} of {first:?}"))
+            }
             Fused::Activation(_) => {
                 need(elements(first) == elements(output), || format!("{first:?} does not turn into {output:?}"))
             }
@@ -120,26 +125,29 @@ impl Conv {
         let mut canvas = [0u128; 2];
         for (axis, size) in canvas.iter_mut().enumerate() {
             let of = |v: usize| v as u128;
-            *size = of(g.input[axis + 1]) + of(g.pads[axis]) + of(g.pads[axis + 2]);
+            *size = of(g.input[axis]) + of(g.pads[axis]) + of(g.pads[axis + 2]);
             let reach = of(g.dilation[axis]) * of(g.kernel[axis].saturating_sub(1)) + 1;
             let fits = g.kernel[axis] > 0
                 && g.stride[axis] > 0
                 && reach <= *size
-                && (*size - reach) / of(g.stride[axis]) + 1 == of(g.output[axis + 1]);
+                && (*size - reach) / of(g.stride[axis]) + 1 == of(g.output[axis]);
             need(fits, || format!("kernel, stride and padding {g:?} contradict each other"))?;
         }
-        let taps = g.kernel[0] * g.kernel[1];
-        let rows = product(&[g.output[1], g.output[2], taps, g.input[0]]);
-        let canvas =
-            (canvas[0].saturating_mul(canvas[1]).saturating_add(MR_I8 as u128)).saturating_mul(g.input[0] as u128);
-        need(canvas <= LIMIT && rows <= 8 * LIMIT, || format!("{g:?} is too large"))?;
-        let fits = match &self.weights {
-            ConvWeights::Dense(w) => w.k == taps * g.input[0] && w.n == g.output[0],
-            ConvWeights::Depthwise(w, scale) => {
-                g.input[0] == g.output[0] && w.len() == taps * g.input[0] && scale.len() == g.input[0]
+        let [c, oc] = [g.input[2], g.output[2]];
+        let canvas = canvas[0].saturating_mul(canvas[1]).saturating_mul(c as u128);
+        let row = product(&[g.kernel[0], g.kernel[1], c]);
+        need(canvas <= LIMIT && row <= LIMIT, || format!("{g:?} is too large"))?;
+        let fits = match &self.filter {
+            Filter::Dense(l) => l.norm.is_none() && l.k() == g.taps() * c && l.n() == oc && l.bias.len() * NR >= oc,
+            Filter::Depthwise(d) => {
+                let taps = match &d.taps {
+                    Taps::I8 { values, scale, .. } => values.len() == g.taps() * c && scale.len() == c,
+                    Taps::F32(values) => values.len() == g.taps() * c,
+                };
+                taps && oc == c && d.bias.len() == c
             }
         };
-        need(fits && self.bias.len() * NR >= g.output[0], || format!("weights do not fit {g:?}"))
+        need(fits, || format!("weights do not fit {g:?}"))
     }
 }
 

@@ -2,7 +2,8 @@
 
 use crate::exec::Exec;
 use crate::kernels::attention::Attention;
-use crate::kernels::conv::Conv;
+use crate::kernels::conv::{Conv, Filter};
+use crate::kernels::copy::Copy;
 use crate::kernels::linear::{Linear, Weights};
 use crate::kernels::{Activation, Norm};
 use std::fmt;
@@ -16,7 +17,7 @@ pub enum Fused {
     Linear(Box<Linear>),
     /// Two linear layers in a row, such as an MLP; a second input is the residual.
     Mlp(Box<[Linear; 2]>),
-    /// Convolution in integers.
+    /// Convolution of a picture, channels last.
     Conv(Box<Conv>),
     /// Scaled dot-product attention; inputs as its views number them.
     Attention(Box<Attention>),
@@ -24,6 +25,8 @@ pub enum Fused {
     LayerNorm(Norm),
     /// An element-wise function.
     Activation(Activation),
+    /// Moves data.
+    Copy(Copy),
 }
 
 impl Fused {
@@ -32,10 +35,12 @@ impl Fused {
         match self {
             Fused::Linear(_) => "linear",
             Fused::Mlp(_) => "mlp",
+            Fused::Conv(c) if matches!(c.filter, Filter::Depthwise(_)) => "depthwise",
             Fused::Conv(_) => "conv",
             Fused::Attention(_) => "attention",
             Fused::LayerNorm(_) => "layer_norm",
             Fused::Activation(_) => "activation",
+            Fused::Copy(_) => "copy",
         }
     }
 
@@ -44,7 +49,7 @@ impl Fused {
         match self {
             Fused::Linear(l) => matches!(l.weights, Weights::I8(..)),
             Fused::Mlp(layers) => layers.iter().all(|l| matches!(l.weights, Weights::I8(..))),
-            Fused::Conv(_) => true,
+            Fused::Conv(c) => c.is_integer(),
             _ => false,
         }
     }
@@ -58,7 +63,7 @@ impl Fused {
             }
             Fused::Conv(c) => c.macs(),
             Fused::Attention(a) => a.macs(),
-            Fused::LayerNorm(_) | Fused::Activation(_) => 0,
+            Fused::LayerNorm(_) | Fused::Activation(_) | Fused::Copy(_) => 0,
         }
     }
 
@@ -68,6 +73,7 @@ impl Fused {
             Fused::Mlp(layers) => layers[0].run_with(&layers[1], exec, inputs[0], inputs.get(1).copied(), out),
             Fused::Conv(c) => c.run(exec, inputs[0], out),
             Fused::Attention(a) => a.run(exec, inputs, out),
+            Fused::Copy(c) => c.run(exec, inputs[0], out),
             Fused::LayerNorm(norm) => {
                 let k = norm.gamma.len();
                 let block = exec.block(out.len() / k, 48, 1);

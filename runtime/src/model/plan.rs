@@ -1,6 +1,7 @@
 //! What runs how: one line for each operator of a lowered graph.
 
 use super::lower::{DOMAIN, Lowered, fused_index};
+use super::ops::Fused;
 use crate::onnx::NodeProto;
 
 /// How one node of the file runs.
@@ -66,7 +67,12 @@ fn line(l: &Lowered, n: &NodeProto) -> PlanLine {
     let (class, how) = match fused_index(n) {
         Some(i) => {
             let fused = &l.fused[i];
-            (fused.class().to_string(), if fused.is_integer() { How::Integer } else { How::Fused })
+            let how = match fused {
+                Fused::Copy(_) => How::Layout,
+                f if f.is_integer() => How::Integer,
+                _ => How::Fused,
+            };
+            (fused.class().to_string(), how)
         }
         None if LAYOUT.contains(&n.op_type()) => (n.op_type().to_string(), How::Layout),
         None => {

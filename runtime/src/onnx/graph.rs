@@ -193,7 +193,9 @@ impl Graph {
 
     fn value_names(&self) -> impl Iterator<Item = &str> {
         let outputs = self.nodes.iter().flat_map(|n| n.output.iter().map(String::as_str));
-        self.initializers.keys().map(String::as_str).chain(outputs).chain(self.inputs.iter().map(|i| i.name()))
+        let constants = self.initializers.keys().map(String::as_str);
+        let stated = self.value_info.keys().map(String::as_str);
+        constants.chain(outputs).chain(stated).chain(self.inputs.iter().map(|i| i.name()))
     }
 
     /// Makes every use of `old` (graph outputs excepted) use `new`.

@@ -26,6 +26,18 @@ impl Constant {
             Constant::F32(_, shape) | Constant::I8 { shape, .. } => shape,
         }
     }
+
+    /// The values as floats, in their order.
+    pub fn into_f32(self) -> Vec<f32> {
+        match self {
+            Constant::F32(values, _) => values,
+            Constant::I8 { values, shape, scale, axis } => {
+                let inner: usize = if scale.len() == 1 { 1 } else { shape[axis + 1..].iter().product() };
+                let of = |i: usize| scale[i / inner.max(1) % scale.len()];
+                values.iter().enumerate().map(|(i, &v)| f32::from(v) * of(i)).collect()
+            }
+        }
+    }
 }
 
 /// The constant that a value is, looking through DequantizeLinear, Cast and Transpose of two axes.

@@ -1,79 +1,126 @@
-//! Convolutions with int8 weights and a quantized input, dense or depthwise, batch 1.
+//! Convolutions of one picture, dense or depthwise, in integers where weights and input are quantized, else in float.
+//!
+//! Pictures keep their channels last inside vedge: each convolution stands between two transpositions, most of which
+//! meet their inverse and vanish. A pointwise convolution then is a linear layer over pixels.
 
 use super::constant::{Constant, constant, quantized};
+use super::movement::{TO_FIRST, TO_LAST};
 use super::{Fused, Lowered, Rewrites};
 use crate::error::Result;
-use crate::kernels::conv::{Conv, ConvWeights, Geometry};
-use crate::kernels::linear::{InputQuant, bias_panels};
-use crate::kernels::{Activation, I8Weights, Kernels};
+use crate::kernels::conv::{Conv, Depthwise, Filter, Geometry, Taps};
+use crate::kernels::linear::{InputQuant, Linear, Weights, bias_panels};
+use crate::kernels::{Activation, F32Weights, I8Weights, Kernels};
 use crate::model::check::EXACT_INPUTS;
-use crate::onnx::{Graph, NodeProto};
+use crate::onnx::{DType, Graph, NodeProto, attr};
 
 pub fn run(l: &mut Lowered, kernels: &Kernels, per_token: bool) -> Result<()> {
     let uses = l.uses();
     let mut r = Rewrites::default();
     for i in 0..l.graph.nodes.len() {
-        let n = &l.graph.nodes[i];
+        let n = l.graph.nodes[i].clone();
         if n.op_type() != "Conv" || !n.domain().is_empty() {
             continue;
         }
-        let weight = constant(&l.graph, &uses, n.input_name(1));
+        let Some(weight) = constant(&l.graph, &uses, n.input_name(1)) else { continue };
         let activations = quantized(&l.graph, &uses, n.input_name(0));
+        let mut note = None;
         let (input, quant) = match (&weight, activations) {
-            (Some(Constant::I8 { .. }), Some((x, scale, zero))) => (x, InputQuant::Static { scale, zero }),
-            (Some(Constant::I8 { .. }), None) if per_token => (n.input_name(0).into(), InputQuant::PerRow),
-            (Some(Constant::I8 { .. }), None) => {
-                l.notes.insert(n.output[0].clone(), "int8 weights, but the input is not quantized: float".into());
-                continue;
+            (Constant::I8 { .. }, Some((x, scale, zero))) => (x, Some(InputQuant::Static { scale, zero })),
+            (Constant::I8 { .. }, None) if per_token => (n.input_name(0).into(), Some(InputQuant::PerRow)),
+            (Constant::I8 { .. }, None) => {
+                note = Some("int8 weights, but the input is not quantized: float".to_string());
+                (n.input_name(0).into(), None)
             }
-            _ => continue,
+            (Constant::F32(..), _) => (n.input_name(0).to_string(), None),
         };
-        let conv = match integer(kernels, &l.graph, n, weight.expect("matched above"), quant) {
-            Ok(conv) => conv,
+        let found = match found(&l.graph, &n, &weight) {
+            Ok(found) => found,
             Err(why) => {
-                l.notes.insert(n.output[0].clone(), format!("{why}: float"));
+                if matches!(weight, Constant::I8 { .. }) {
+                    l.notes.insert(n.output[0].clone(), format!("{why}: float"));
+                }
                 continue;
             }
         };
-        let mut conv = conv;
         let (mut nodes, mut output) = (vec![i], n.output[0].clone());
-        if let Some(next) = uses.only_consumer(&output)
+        let mut activation = Activation::None;
+        if let Some(next) = uses.only_consumer(&output).filter(|&next| r.is_free(next))
             && let Some(Fused::Activation(a)) = l.fused_of(&l.graph.nodes[next])
         {
-            conv.activation = *a;
+            activation = *a;
             nodes.push(next);
             output = l.graph.nodes[next].output[0].clone();
         }
-        let new = l.node(Fused::Conv(Box::new(conv)), &[&input], &output);
-        r.replace(&nodes, new);
+        let g = found.geometry;
+        // A residual, where a linear layer takes the convolution's place.
+        let mut residual = None;
+        if g.is_pointwise()
+            && found.groups == 1
+            && let Some(next) = uses.only_consumer(&output).filter(|&next| r.is_free(next))
+            && let add = &l.graph.nodes[next]
+            && add.op_type() == "Add"
+            && let Some(other) = add.input.iter().find(|o| **o != output)
+            && !l.graph.initializers.contains_key(other)
+            && l.graph.fact(other) == l.graph.fact(&output)
+        {
+            residual = Some(other.clone());
+            nodes.push(next);
+            output = add.output[0].clone();
+        }
+        if let Some(note) = note {
+            l.notes.insert(output.clone(), note);
+        }
+        let fused = found.fuse(kernels, weight, quant, activation);
+        let mut new = vec![];
+        let picture = |[h, w, c]: [usize; 3]| [1, h, w, c];
+        let mut inputs = vec![];
+        for (value, shape) in [(Some(input), g.input), (residual, g.output)] {
+            let Some(value) = value else { continue };
+            let last = l.value(&format!("{value}.channels_last"), &picture(shape));
+            new.push(NodeProto::of("Transpose", &[&value], &[&last], vec![attr::ints("perm", &TO_LAST)]));
+            inputs.push(last);
+        }
+        let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
+        let last = l.value(&format!("{output}.channels_last"), &picture(g.output));
+        new.push(l.node(fused, &inputs, &last));
+        new.push(NodeProto::of("Transpose", &[&last], &[&output], vec![attr::ints("perm", &TO_FIRST)]));
+        r.replace_by(&nodes, new);
     }
     l.apply(r);
     Ok(())
 }
 
-fn integer(
-    kernels: &Kernels,
-    g: &Graph,
-    n: &NodeProto,
-    weight: Constant,
-    quant: InputQuant,
-) -> std::result::Result<Conv, &'static str> {
-    let Constant::I8 { values, shape, scale, axis } = weight else { return Err("float weights") };
-    let (x, y) = (g.shape(n.input_name(0)), g.shape(&n.output[0]));
-    let (Some([1, c, h, w]), Some([1, oc, oh, ow])) = (x.as_deref(), y.as_deref()) else {
+/// A convolution that vedge runs.
+struct Found {
+    geometry: Geometry,
+    groups: usize,
+    bias: Vec<f32>,
+}
+
+fn found(g: &Graph, n: &NodeProto, weight: &Constant) -> std::result::Result<Found, &'static str> {
+    let (x, y) = (g.fact(n.input_name(0)), g.fact(&n.output[0]));
+    let (Some((DType::Float, x)), Some((DType::Float, y))) = (x, y) else { return Err("not a picture of floats") };
+    let (&[1, c, h, w], &[1, oc, oh, ow]) = (x.as_slice(), y.as_slice()) else {
         return Err("not a picture with batch 1");
     };
-    let (c, h, w, oc, oh, ow) = (*c, *h, *w, *oc, *oh, *ow);
-    let &[_, ic, kh, kw] = shape.as_slice() else { return Err("not a two-dimensional convolution") };
+    let &[outputs, ic, kh, kw] = weight.shape() else { return Err("not a two-dimensional convolution") };
     let group = n.int("group", 1);
-    if shape[0] != oc || scale.is_empty() || values.is_empty() || (ic as i64).checked_mul(group) != Some(c as i64) {
+    if outputs != oc || ic * kh * kw == 0 || oc == 0 || (ic as i64).checked_mul(group) != Some(c as i64) {
         return Err("weights that do not fit the channels");
     }
-    if ic.saturating_mul(kh * kw) > EXACT_INPUTS {
-        return Err("more inputs than 32-bit sums hold");
+    if let Constant::I8 { scale, axis, values, .. } = weight {
+        if scale.is_empty() || values.is_empty() {
+            return Err("weights that do not fit the channels");
+        }
+        if ic.saturating_mul(kh * kw) > EXACT_INPUTS {
+            return Err("more inputs than 32-bit sums hold");
+        }
+        if scale.len() > 1 && *axis != 0 {
+            return Err("weight scales do not run along the output channels");
+        }
     }
-    if scale.len() > 1 && axis != 0 {
-        return Err("weight scales do not run along the output channels");
+    if group != 1 && !(group as usize == c && oc == c && ic == 1) {
+        return Err("grouped, but not depthwise");
     }
     if !matches!(n.string("auto_pad", "NOTSET"), "NOTSET" | "") {
         return Err("automatic padding");
@@ -90,35 +137,58 @@ fn integer(
         Some(&[t, l, b, r]) if t.min(l).min(b).min(r) >= 0 => [t as usize, l as usize, b as usize, r as usize],
         Some(_) => return Err("negative padding"),
     };
+    let bias = match n.input_name(2) {
+        "" => vec![0.; oc],
+        b => g.const_f32(b).filter(|b| b.len() == oc).ok_or("bias is not a constant of one value a channel")?,
+    };
     let geometry = Geometry {
-        input: [c, h, w],
-        output: [oc, oh, ow],
+        input: [h, w, c],
+        output: [oh, ow, oc],
         kernel: [kh, kw],
         stride: two("strides")?,
         dilation: two("dilations")?,
         pads,
     };
-    let scales: Vec<f32> = (0..oc).map(|i| scale[i % scale.len()]).collect();
-    let weights = match group as usize {
-        1 => {
-            // [oc][ic][ky][kx] → [oc][ky][kx][ic]
-            let taps = kh * kw;
-            let row = |i: usize| {
-                let (o, rest) = (i / (taps * ic), i % (taps * ic));
-                values[(o * ic + rest % ic) * taps + rest / ic]
+    Ok(Found { geometry, groups: group as usize, bias })
+}
+
+impl Found {
+    /// The operator: channels last, float in and out.
+    fn fuse(self, kernels: &Kernels, weight: Constant, quant: Option<InputQuant>, activation: Activation) -> Fused {
+        let Found { geometry, groups, bias } = self;
+        let (taps, ic, oc) = (geometry.taps(), geometry.input[2] / groups, geometry.output[2]);
+        let scales = |scale: &[f32]| -> Vec<f32> { (0..oc).map(|i| scale[i % scale.len()]).collect() };
+        if groups == 1 {
+            // [oc][ic][tap] becomes [oc][tap][ic].
+            let at = |row: usize, i: usize| (row * ic + i % ic) * taps + i / ic;
+            let k = taps * ic;
+            let weights = match (weight, quant) {
+                (Constant::I8 { values, scale, .. }, Some(quant)) => {
+                    let rows: Vec<i8> = (0..values.len()).map(|i| values[at(i / k, i % k)]).collect();
+                    Weights::I8(I8Weights::pack(kernels, oc, k, &rows, &scales(&scale)), quant)
+                }
+                (weight, _) => {
+                    let values = weight.into_f32();
+                    Weights::F32(F32Weights::pack(oc, k, |row, i| values[at(row, i)]))
+                }
             };
-            let rows: Vec<i8> = (0..values.len()).map(row).collect();
-            ConvWeights::Dense(I8Weights::pack(kernels, oc, taps * ic, &rows, &scales))
+            let linear = Linear { norm: None, weights, bias: bias_panels(&bias), activation };
+            return match geometry.is_pointwise() {
+                true => Fused::Linear(Box::new(linear)),
+                false => Fused::Conv(Box::new(Conv { geometry, filter: Filter::Dense(linear) })),
+            };
         }
-        groups if groups == c && oc == c && ic == 1 => {
-            let taps = kh * kw;
-            ConvWeights::Depthwise((0..taps * c).map(|i| i16::from(values[i % c * taps + i / c])).collect(), scales)
-        }
-        _ => return Err("grouped, but not depthwise"),
-    };
-    let bias = match n.input_name(2) {
-        "" => vec![0.; oc],
-        b => g.const_f32(b).filter(|b| b.len() == oc).ok_or("bias is not a constant of one value a channel")?,
-    };
-    Ok(Conv { geometry, quant, weights, bias: bias_panels(&bias), activation: Activation::None })
+        let at = |i: usize| i % oc * taps + i / oc;
+        let taps = match (weight, quant) {
+            (Constant::I8 { values, scale, .. }, Some(quant)) => {
+                let values = (0..values.len()).map(|i| values[at(i)]).collect();
+                Taps::I8 { values, scale: scales(&scale), quant }
+            }
+            (weight, _) => {
+                let values = weight.into_f32();
+                Taps::F32((0..values.len()).map(|i| values[at(i)]).collect())
+            }
+        };
+        Fused::Conv(Box::new(Conv { geometry, filter: Filter::Depthwise(Depthwise { taps, bias, activation }) }))
+    }
 }

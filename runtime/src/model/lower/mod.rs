@@ -8,12 +8,13 @@ mod constant;
 mod conv;
 mod elementwise;
 mod linear;
+mod movement;
 mod view;
 
 use super::ops::Fused;
 use crate::error::Result;
 use crate::kernels::Kernels;
-use crate::onnx::{Graph, NodeProto, Uses, attr};
+use crate::onnx::{DType, Graph, NodeProto, Uses, attr, value_info};
 use std::collections::{HashMap, HashSet};
 
 /// Domain of the nodes that stand for fused operators.
@@ -36,6 +37,7 @@ pub fn lower(graph: Graph, kernels: &Kernels, per_token: bool) -> Result<Lowered
     attention::run(&mut l);
     linear::run(&mut l, kernels, per_token)?;
     conv::run(&mut l, kernels, per_token)?;
+    movement::run(&mut l);
     linear::absorb_norms(&mut l);
     linear::join_pairs(&mut l);
     Ok(l)
@@ -62,6 +64,13 @@ impl Lowered {
         fused_index(n).map(|i| &self.fused[i])
     }
 
+    /// States the type and shape of a new float value; returns its name.
+    fn value(&mut self, prefix: &str, shape: &[usize]) -> String {
+        let name = self.graph.fresh(prefix);
+        self.graph.value_info.insert(name.clone(), value_info(&name, DType::Float, shape));
+        name
+    }
+
     /// Adds an operator and makes the node that stands for it.
     fn node(&mut self, fused: Fused, inputs: &[&str], output: &str) -> NodeProto {
         self.fused.push(fused);
@@ -78,7 +87,7 @@ impl Lowered {
         let mut with = r.with;
         for (i, n) in nodes.into_iter().enumerate() {
             if let Some(new) = with.remove(&i) {
-                self.graph.nodes.push(new);
+                self.graph.nodes.extend(new);
             } else if !r.taken.contains(&i) {
                 self.graph.nodes.push(n);
             }
@@ -91,12 +100,17 @@ impl Lowered {
 #[derive(Default)]
 struct Rewrites {
     taken: HashSet<usize>,
-    with: HashMap<usize, NodeProto>,
+    with: HashMap<usize, Vec<NodeProto>>,
 }
 
 impl Rewrites {
     /// Replaces the nodes of a pattern by one at the place of the last; `nodes` must be free and are taken.
     fn replace(&mut self, nodes: &[usize], new: NodeProto) {
+        self.replace_by(nodes, vec![new]);
+    }
+
+    /// As [`Rewrites::replace`], by several nodes.
+    fn replace_by(&mut self, nodes: &[usize], new: Vec<NodeProto>) {
         let last = *nodes.iter().max().expect("a pattern has nodes");
         self.taken.extend(nodes);
         self.with.insert(last, new);

@@ -13,6 +13,18 @@ pub struct View {
     pub axes: Vec<(usize, usize)>,
 }
 
+/// As [`View`], but an axis may be a product of several: what a reshape makes of axes that do not run through each
+/// other. Axes of one element have no factors.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FactoredView {
+    /// Name of the tensor that holds the elements, contiguous.
+    pub root: String,
+    /// Element offset of the first one.
+    pub offset: usize,
+    /// Size and stride of each factor of each axis, outermost first.
+    pub axes: Vec<Vec<(usize, usize)>>,
+}
+
 /// Strides of a contiguous tensor.
 pub fn strides(shape: &[usize]) -> Vec<usize> {
     let mut out = vec![1; shape.len()];
@@ -22,31 +34,38 @@ pub fn strides(shape: &[usize]) -> Vec<usize> {
     out
 }
 
-fn contiguous(root: &str, shape: &[usize]) -> View {
-    let axes = shape.iter().copied().zip(strides(shape)).collect();
-    View { root: root.into(), offset: 0, axes }
-}
+/// The operators that only move or rename data.
+pub const MOVES: [&str; 9] =
+    ["Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split", "Gather", "Identity"];
 
 /// The view that a value is; `None` when its shape is not known or empty.
 pub fn trace(g: &Graph, uses: &Uses, name: &str) -> Option<View> {
-    within(g, uses, name, 32)
+    let v = within(g, uses, name, 32, true)?;
+    let axes = v.axes.iter().map(|factors| factors.first().copied().unwrap_or((1, 1))).collect();
+    Some(View { root: v.root, offset: v.offset, axes })
 }
 
-/// Looks through at most `steps` nodes.
-fn within(g: &Graph, uses: &Uses, name: &str, steps: usize) -> Option<View> {
+/// As [`trace`], through reshapes that no single stride describes too.
+pub fn trace_factored(g: &Graph, uses: &Uses, name: &str) -> Option<FactoredView> {
+    within(g, uses, name, 32, false)
+}
+
+/// Looks through at most `steps` nodes; stops where an axis would have several factors if `simple`.
+fn within(g: &Graph, uses: &Uses, name: &str, steps: usize, simple: bool) -> Option<FactoredView> {
     let shape = g.shape(name).filter(|s| (1..1 << 31).contains(&elements(s)))?;
-    Some(step(g, uses, name, &shape, steps).unwrap_or_else(|| contiguous(name, &shape)))
+    let found = step(g, uses, name, &shape, steps, simple).filter(|v| !simple || v.axes.iter().all(|a| a.len() <= 1));
+    Some(found.unwrap_or_else(|| {
+        let axes = shape.iter().copied().zip(strides(&shape)).map(|a| if a.0 == 1 { vec![] } else { vec![a] });
+        FactoredView { root: name.into(), offset: 0, axes: axes.collect() }
+    }))
 }
 
-fn step(g: &Graph, uses: &Uses, name: &str, shape: &[usize], steps: usize) -> Option<View> {
+fn step(g: &Graph, uses: &Uses, name: &str, shape: &[usize], steps: usize, simple: bool) -> Option<FactoredView> {
     let n = &g.nodes[uses.producer(name)?];
-    let source = n.input_name(0);
-    let mut v = match n.op_type() {
-        "Transpose" | "Reshape" | "Squeeze" | "Unsqueeze" | "Flatten" | "Slice" | "Split" | "Gather" | "Identity" => {
-            within(g, uses, source, steps.checked_sub(1)?)?
-        }
-        _ => return None,
-    };
+    if !MOVES.contains(&n.op_type()) || !n.domain().is_empty() {
+        return None;
+    }
+    let mut v = within(g, uses, n.input_name(0), steps.checked_sub(1)?, simple)?;
     let rank = v.axes.len();
     let axis =
         |a: i64, rank: usize| usize::try_from(if a < 0 { a + rank as i64 } else { a }).ok().filter(|&a| a < rank);
@@ -55,7 +74,7 @@ fn step(g: &Graph, uses: &Uses, name: &str, shape: &[usize], steps: usize) -> Op
         "Transpose" => {
             let reversed: Vec<i64> = (0..rank as i64).rev().collect();
             let perm = n.ints("perm").unwrap_or(&reversed);
-            v.axes = perm.iter().map(|&p| v.axes.get(p as usize).copied()).collect::<Option<_>>()?;
+            v.axes = perm.iter().map(|&p| v.axes.get(p as usize).cloned()).collect::<Option<_>>()?;
         }
         "Reshape" | "Squeeze" | "Unsqueeze" | "Flatten" => v.axes = reshape(&v.axes, shape)?,
         "Slice" => {
@@ -73,80 +92,105 @@ fn step(g: &Graph, uses: &Uses, name: &str, shape: &[usize], steps: usize) -> Op
             }
             for ((&start, &end), &a) in starts.iter().zip(&ends).zip(&axes) {
                 let a = axis(a, rank)?;
-                let size = v.axes[a].0 as i64;
+                let size = size_of(&v.axes[a]) as i64;
                 let [start, end] = [start, end].map(|i| if i < 0 { i + size } else { i }.clamp(0, size) as usize);
-                v.offset += start * v.axes[a].1;
-                v.axes[a].0 = end.checked_sub(start)?;
+                v.cut(a, start, end.checked_sub(start)?)?;
             }
         }
         "Split" => {
             let a = axis(n.int("axis", 0), rank)?;
             let before = n.output.iter().take_while(|o| *o != name);
             let start = before.map(|o| g.shape(o).and_then(|s| s.get(a).copied()));
-            let start: usize = start.sum::<Option<usize>>()?;
-            let size = *shape.get(a)?;
-            start.checked_add(size).filter(|&end| end <= v.axes[a].0)?;
-            v.offset += start * v.axes[a].1;
-            v.axes[a].0 = size;
+            v.cut(a, start.sum::<Option<usize>>()?, *shape.get(a)?)?;
         }
         "Gather" => {
             let t = g.initializers.get(n.input_name(1)).filter(|t| t.dims.is_empty())?;
             let a = axis(n.int("axis", 0), rank)?;
             let i = crate::onnx::to_i64(t).ok()?[0];
-            let i = if i < 0 { i + v.axes[a].0 as i64 } else { i };
-            v.offset += usize::try_from(i).ok().filter(|&i| i < v.axes[a].0)? * v.axes[a].1;
+            let i = if i < 0 { i + size_of(&v.axes[a]) as i64 } else { i };
+            v.cut(a, usize::try_from(i).ok()?, 1)?;
             v.axes.remove(a);
         }
         _ => return None,
     }
-    (v.axes.iter().map(|a| a.0).eq(shape.iter().copied())).then_some(v)
+    (v.axes.iter().map(|a| size_of(a)).eq(shape.iter().copied())).then_some(v)
 }
 
-/// The axes of a view after a reshape; `None` when that would need a copy.
-fn reshape(axes: &[(usize, usize)], shape: &[usize]) -> Option<Vec<(usize, usize)>> {
-    if elements(shape) != axes.iter().map(|a| a.0).product::<usize>() {
+fn size_of(factors: &[(usize, usize)]) -> usize {
+    factors.iter().map(|f| f.0).product()
+}
+
+impl FactoredView {
+    /// Narrows an axis to `size` elements from `start`; `None` outside of it and where it has several factors.
+    fn cut(&mut self, axis: usize, start: usize, size: usize) -> Option<()> {
+        let whole = size_of(&self.axes[axis]);
+        if start.checked_add(size)? > whole || size == 0 {
+            return None;
+        }
+        if size != whole {
+            let &[(_, stride)] = self.axes[axis].as_slice() else { return None };
+            self.offset += start * stride;
+            self.axes[axis] = if size == 1 { vec![] } else { vec![(size, stride)] };
+        }
+        Some(())
+    }
+}
+
+/// The axes of a view after a reshape; `None` when factors would have to be cut across.
+fn reshape(axes: &[Vec<(usize, usize)>], shape: &[usize]) -> Option<Vec<Vec<(usize, usize)>>> {
+    if elements(shape) != axes.iter().map(|a| size_of(a)).product::<usize>() {
         return None;
     }
-    // Runs of old axes that are contiguous with each other, taken apart into the new ones.
-    let mut old = axes.iter().filter(|a| a.0 != 1).copied().peekable();
-    let mut out: Vec<(usize, usize)> = vec![];
-    let (mut size, mut stride) = (1, 1); // What is left of the current run.
+    let mut old = axes.iter().flatten().copied();
+    let (mut left, mut stride) = (1, 1); // What is left of the current factor.
+    let mut out = vec![];
     for &want in shape {
-        if want == 1 {
-            out.push((1, 1));
-            continue;
-        }
-        while size < want || size % want != 0 {
-            let (s, st) = old.next()?;
-            if size != 1 && stride != s * st {
-                return None;
+        let mut want = want;
+        let mut factors: Vec<(usize, usize)> = vec![];
+        while want > 1 {
+            if left == 1 {
+                (left, stride) = old.next()?;
             }
-            size *= s;
-            stride = st;
+            let take = if left % want == 0 { want } else { (want % left == 0).then_some(left)? };
+            left /= take;
+            want /= take;
+            let factor = (take, stride * left);
+            match factors.last_mut() {
+                Some(outer) if outer.1 == factor.0 * factor.1 => *outer = (outer.0 * factor.0, factor.1),
+                _ => factors.push(factor),
+            }
         }
-        // The run so far has `size` elements with innermost stride `stride`.
-        size /= want;
-        out.push((want, size * stride));
+        out.push(factors);
     }
-    (old.peek().is_none() && size == 1).then_some(out)
+    Some(out)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn single(axes: &[(usize, usize)]) -> Vec<Vec<(usize, usize)>> {
+        axes.iter().map(|&a| if a.0 == 1 { vec![] } else { vec![a] }).collect()
+    }
+
     #[test]
     fn reshape_splits_and_merges() {
         // [2,3,4] contiguous.
-        let axes = [(2, 12), (3, 4), (4, 1)];
-        assert_eq!(reshape(&axes, &[6, 4]), Some(vec![(6, 4), (4, 1)]));
-        assert_eq!(reshape(&axes, &[2, 12]), Some(vec![(2, 12), (12, 1)]));
-        assert_eq!(reshape(&axes, &[2, 3, 2, 2]), Some(vec![(2, 12), (3, 4), (2, 2), (2, 1)]));
-        assert_eq!(reshape(&axes, &[1, 24, 1]), Some(vec![(1, 1), (24, 1), (1, 1)]));
-        assert_eq!(reshape(&axes, &[5, 5]), None);
-        // Transposed [3,2,4]: the first two cannot merge.
-        let axes = [(3, 4), (2, 12), (4, 1)];
-        assert_eq!(reshape(&axes, &[6, 4]), None);
-        assert_eq!(reshape(&axes, &[3, 2, 2, 2]), Some(vec![(3, 4), (2, 12), (2, 2), (2, 1)]));
+        let axes = single(&[(2, 12), (3, 4), (4, 1)]);
+        let of = |axes: &[_], shape: &[usize]| reshape(axes, shape);
+        assert_eq!(of(&axes, &[6, 4]), Some(single(&[(6, 4), (4, 1)])));
+        assert_eq!(of(&axes, &[2, 12]), Some(single(&[(2, 12), (12, 1)])));
+        assert_eq!(of(&axes, &[2, 3, 2, 2]), Some(single(&[(2, 12), (3, 4), (2, 2), (2, 1)])));
+        assert_eq!(of(&axes, &[1, 24, 1]), Some(single(&[(1, 1), (24, 1), (1, 1)])));
+        assert_eq!(of(&axes, &[5, 5]), None);
+        // Transposed [3,2,4]: the first two do not run through each other.
+        let axes = single(&[(3, 4), (2, 12), (4, 1)]);
+        assert_eq!(of(&axes, &[6, 4]), Some(vec![vec![(3, 4), (2, 12)], vec![(4, 1)]]));
+        assert_eq!(of(&axes, &[3, 2, 2, 2]), Some(single(&[(3, 4), (2, 12), (2, 2), (2, 1)])));
+        // Taken apart again.
+        let merged = of(&axes, &[6, 4]).expect("factors");
+        assert_eq!(of(&merged, &[3, 2, 4]), Some(axes.clone()));
+        // Across factors: [2, 12] would cut the 3.
+        assert_eq!(of(&axes, &[2, 12]), None);
     }
 }
