@@ -5,6 +5,9 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::process::ExitCode;
 use vedge_converter::cmd::{Cli, exit_code, run};
 
+#[global_allocator]
+static ALLOCATOR: vedge_runtime::memory::Recycling = vedge_runtime::memory::Recycling;
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     if let Err(e) = end_cleanly() {

@@ -10,6 +10,7 @@ pub mod files;
 pub mod guard;
 pub mod kernels;
 pub mod machine;
+pub mod memory;
 pub mod model;
 pub mod npy;
 pub mod onnx;

@@ -5,6 +5,9 @@ mod cmd;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
+#[global_allocator]
+static ALLOCATOR: vedge_runtime::memory::Recycling = vedge_runtime::memory::Recycling;
+
 /// Classifies what a camera sees, or pictures, with a model from `vedge convert`: one JSON line a frame.
 #[derive(Parser)]
 #[command(name = "vedge-run", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::exec::{Exec, Profile};
+use crate::memory;
 use crate::model::card::{Activations, Card};
 pub use crate::model::plan::{How, PlanLine};
 use crate::model::{check, lower, plan, wire};
@@ -152,6 +153,7 @@ impl Session {
             let x = Tensor::from(x.as_standard_layout().into_owned());
             values.push(x.cast_to_dt(datum_type(info.dtype)?).map_err(engine)?.into_owned().into_tvalue());
         }
+        memory::start_to_recycle();
         let plan = &self.plan;
         let outputs = self.exec.install(|| wire::guarded(|| plan.run(values))).map_err(engine)?;
         outputs

@@ -2,7 +2,7 @@
 
 use super::conv::DepthwiseRow;
 use super::generic::{panel_i8_of, row_fns, tile_f32_of};
-use super::rows::{self, Activation, Norm, RowFns, Target};
+use super::rows::{self, Activation, ChannelScale, Norm, RowFns, Target};
 use super::{Body, GROUP, I8Panel, Kernels, Layout, MR_F32, MR_I8, NR, PanelJob, TileF32, TileI8};
 use std::arch::aarch64::*;
 use std::arch::asm;

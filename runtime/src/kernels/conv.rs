@@ -3,7 +3,7 @@
 
 use super::MR_I8;
 use super::linear::{InputQuant, Linear, Rows, Weights, row_quant, widen};
-use super::rows::{Activation, RowQuant};
+use super::rows::{Activation, ChannelScale, RowQuant};
 use crate::exec::Exec;
 use std::cell::RefCell;
 
@@ -74,8 +74,8 @@ pub struct Conv {
 pub struct DepthwiseRow<'a, A, W> {
     /// The canvas from the first tap of the first output on.
     pub canvas: &'a [A],
-    /// Elements of a canvas line.
-    pub line: usize,
+    /// Where each tap of the first output lies in the canvas, ascending.
+    pub offsets: &'a [usize],
     /// Weights, `[tap][channel]`.
     pub taps: &'a [W],
     /// Sizes.
@@ -128,6 +128,15 @@ impl Geometry {
     /// Element of the canvas where the first tap of an output lies.
     fn first_tap(&self, y: usize, x: usize) -> usize {
         y * self.stride[0] * self.line() + x * self.stride[1] * self.input[2]
+    }
+
+    /// Distance of each tap from the first.
+    fn tap_offsets(&self) -> Vec<usize> {
+        let of = |tap: usize| {
+            tap / self.kernel[1] * self.dilation[0] * self.line()
+                + tap % self.kernel[1] * self.dilation[1] * self.input[2]
+        };
+        (0..self.taps()).map(of).collect()
     }
 
     /// Copies the inputs of `rows.len() / stride` outputs from output `first` on, one row each.
@@ -287,12 +296,14 @@ impl Conv {
         let factor: Vec<f32> = scale.iter().map(|s| s * quant.scale).collect();
         let sums = (0..c).map(|i| taps[i..].iter().step_by(c).map(|&w| i32::from(w)).sum::<i32>());
         let offset: Vec<i32> = sums.map(|sum| -quant.zero * sum).collect();
+        let finish = ChannelScale { offset: &offset, factor: &factor, bias: &d.bias };
+        let offsets = g.tap_offsets();
         let rows = &exec.kernels.rows;
         exec.chunks(out, g.output[1] * c, &|y, out| {
-            let row = DepthwiseRow { canvas: &canvas[g.first_tap(y, 0)..], line: g.line(), taps, geometry: g };
+            let row = DepthwiseRow { canvas: &canvas[g.first_tap(y, 0)..], offsets: &offsets, taps, geometry: g };
             // SAFETY: the kernels came from `available`.
             unsafe {
-                (rows.depthwise_i8)(&row, &offset, &factor, &d.bias, out);
+                (rows.depthwise_i8)(&row, &finish, out);
                 (rows.activate)(d.activation, out);
             }
         });
@@ -301,8 +312,9 @@ impl Conv {
     fn depthwise_f32(&self, exec: &Exec, d: &Depthwise, taps: &[f32], canvas: &[f32], out: &mut [f32]) {
         let g = &self.geometry;
         let rows = &exec.kernels.rows;
+        let offsets = g.tap_offsets();
         exec.chunks(out, g.output[1] * g.input[2], &|y, out| {
-            let row = DepthwiseRow { canvas: &canvas[g.first_tap(y, 0)..], line: g.line(), taps, geometry: g };
+            let row = DepthwiseRow { canvas: &canvas[g.first_tap(y, 0)..], offsets: &offsets, taps, geometry: g };
             // SAFETY: the kernels came from `available`.
             unsafe {
                 (rows.depthwise_f32)(&row, &d.bias, out);

@@ -33,7 +33,7 @@ impl Copy {
     }
 
     /// Elements copied.
-    pub fn len(&self) -> usize {
+    pub fn elements(&self) -> usize {
         self.axes.iter().map(|a| a.0).product()
     }
 
@@ -45,9 +45,9 @@ impl Copy {
     /// Fills `out`.
     ///
     /// # Panics
-    /// When `x` ends before [`Copy::end`] or `out` is not [`Copy::len`] long.
+    /// When `x` ends before [`Copy::end`] or `out` is not [`Copy::elements`] long.
     pub fn run(&self, exec: &Exec, x: &[f32], out: &mut [f32]) {
-        assert!(self.end() <= x.len() && out.len() == self.len());
+        assert!(self.end() <= x.len() && out.len() == self.elements());
         match self.axes.as_slice() {
             [] => out[0] = x[self.offset],
             [(_, stride)] => strided(&x[self.offset..], *stride, out),

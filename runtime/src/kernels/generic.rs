@@ -1,7 +1,7 @@
 //! Scalar kernels: the reference that every other kernel is tested against, and the fallback.
 
 use super::conv::DepthwiseRow;
-use super::rows::{self, Activation, Norm, RowFns, Target};
+use super::rows::{self, Activation, ChannelScale, Norm, RowFns, Target};
 use super::{Body, GROUP, I8Panel, Kernels, Layout, MR_F32, MR_I8, NR, PanelJob, TileF32, TileI8};
 
 /// Reads u8 activations.
@@ -118,14 +118,8 @@ macro_rules! row_fns {
             rows::softmax::<$fma>(x, scale);
         }
         $(#[target_feature(enable = $feature)])?
-        fn depthwise_i8(
-            row: &DepthwiseRow<u8, i8>,
-            offset: &[i32],
-            factor: &[f32],
-            bias: &[f32],
-            out: &mut [f32],
-        ) {
-            rows::depthwise_i8::<$fma>(row, offset, factor, bias, out);
+        fn depthwise_i8(row: &DepthwiseRow<u8, i8>, finish: &ChannelScale, out: &mut [f32]) {
+            rows::depthwise_i8::<$fma>(row, finish, out);
         }
         $(#[target_feature(enable = $feature)])?
         fn depthwise_f32(row: &DepthwiseRow<f32, f32>, bias: &[f32], out: &mut [f32]) {

@@ -62,6 +62,16 @@ pub struct Target {
     pub columns: usize,
 }
 
+/// Turns integer sums of channels into floats: `(sum + offset) · factor + bias`, each one a channel.
+pub struct ChannelScale<'a> {
+    /// What takes off the zero point's share.
+    pub offset: &'a [i32],
+    /// Scale of the input times that of the weights.
+    pub factor: &'a [f32],
+    /// Bias.
+    pub bias: &'a [f32],
+}
+
 /// The row routines of one instruction set. They are safe to call only on a CPU that has it, which
 /// [`super::available`] checks.
 pub struct RowFns {
@@ -82,10 +92,9 @@ pub struct RowFns {
     pub add: unsafe fn(x: &mut [f32], y: &[f32]),
     /// Softmax of `scale · x` in place; returns nothing, rows sum to 1.
     pub softmax: unsafe fn(x: &mut [f32], scale: f32),
-    /// A row of an integer depthwise convolution: `(sum + offset) · factor + bias`, each of the latter one a channel.
-    pub depthwise_i8:
-        unsafe fn(row: &DepthwiseRow<u8, i8>, offset: &[i32], factor: &[f32], bias: &[f32], out: &mut [f32]),
-    /// A row of a float depthwise convolution: `sum + bias`.
+    /// A row of outputs of an integer depthwise convolution.
+    pub depthwise_i8: unsafe fn(row: &DepthwiseRow<u8, i8>, finish: &ChannelScale, out: &mut [f32]),
+    /// A row of outputs of a float depthwise convolution: `sum + bias`.
     pub depthwise_f32: unsafe fn(row: &DepthwiseRow<f32, f32>, bias: &[f32], out: &mut [f32]),
 }
 
@@ -287,53 +296,62 @@ fn channel_runs(outputs: usize, channels: usize, mut f: impl FnMut(usize, usize)
     }
 }
 
-/// The sum over the taps for the channels from `channel` on of output `x`.
-#[inline(always)]
-fn depthwise_sum<A: Copy, W: Copy, S: Copy, const N: usize>(
-    row: &DepthwiseRow<A, W>,
-    x: usize,
-    channel: usize,
-    zero: S,
-    multiply_add: impl Fn(S, A, W) -> S,
-) -> [S; N] {
-    let g = row.geometry;
-    let c = g.input[2];
-    let mut sums = [zero; N];
-    for ky in 0..g.kernel[0] {
-        for kx in 0..g.kernel[1] {
-            let at = ky * g.dilation[0] * row.line + (x * g.stride[1] + kx * g.dilation[1]) * c + channel;
-            let values: &[A; N] = row.canvas[at..at + N].try_into().expect("N values");
-            let tap = (ky * g.kernel[1] + kx) * c + channel;
-            let taps: &[W; N] = row.taps[tap..tap + N].try_into().expect("N values");
+impl<A: Copy, W: Copy> DepthwiseRow<'_, A, W> {
+    /// Checks that `outputs` lie inside the canvas and the weights, so that [`DepthwiseRow::sums`] may be called.
+    #[inline(always)]
+    fn check(&self, outputs: usize) {
+        let g = self.geometry;
+        let last = self.offsets.last().expect("a tap") + (outputs - 1) * g.stride[1] * g.input[2];
+        assert!(last + g.input[2] <= self.canvas.len() && self.taps.len() == self.offsets.len() * g.input[2]);
+        assert!(self.offsets.is_sorted());
+    }
+
+    /// The sums over the taps of `N` channels from `channel` on of output `x`.
+    ///
+    /// # Safety
+    /// [`DepthwiseRow::check`] must have passed for more outputs than `x`; `channel + N` must not exceed the channels.
+    #[inline(always)]
+    unsafe fn sums<S: Copy, const N: usize>(
+        &self,
+        x: usize,
+        channel: usize,
+        zero: S,
+        multiply_add: impl Fn(S, A, W) -> S,
+    ) -> [S; N] {
+        let c = self.geometry.input[2];
+        let mut sums = [zero; N];
+        let first = x * self.geometry.stride[1] * c + channel;
+        for (tap, offset) in self.offsets.iter().enumerate() {
+            // SAFETY: the caller's contract.
+            let (values, weights) = unsafe {
+                let values = &*self.canvas.as_ptr().add(first + offset).cast::<[A; N]>();
+                (values, &*self.taps.as_ptr().add(tap * c + channel).cast::<[W; N]>())
+            };
             for i in 0..N {
-                sums[i] = multiply_add(sums[i], values[i], taps[i]);
+                sums[i] = multiply_add(sums[i], values[i], weights[i]);
             }
         }
+        sums
     }
-    sums
 }
 
 #[inline(always)]
-pub fn depthwise_i8<const FMA: bool>(
-    row: &DepthwiseRow<u8, i8>,
-    offset: &[i32],
-    factor: &[f32],
-    bias: &[f32],
-    out: &mut [f32],
-) {
+pub fn depthwise_i8<const FMA: bool>(row: &DepthwiseRow<u8, i8>, finish: &ChannelScale, out: &mut [f32]) {
     let c = row.geometry.input[2];
-    // 255 · −128 fits 16 bits.
-    let multiply_add = |sum: i32, a: u8, w: i8| sum + i32::from(i16::from(a).wrapping_mul(i16::from(w)));
-    let finish = |sum: i32, i: usize| fma::<FMA>((sum + offset[i]) as f32, factor[i], bias[i]);
+    row.check(out.len() / c);
+    let multiply_add = |sum: i32, a: u8, w: i8| sum + i32::from(a) * i32::from(w);
+    let ChannelScale { offset, factor, bias } = *finish;
     if c < LANES {
         for (at, out) in out.iter_mut().enumerate() {
-            let [sum] = depthwise_sum(row, at / c, at % c, 0, multiply_add);
-            *out = finish(sum, at % c);
+            // SAFETY: checked.
+            let [sum] = unsafe { row.sums(at / c, at % c, 0, multiply_add) };
+            *out = fma::<FMA>((sum + offset[at % c]) as f32, factor[at % c], bias[at % c]);
         }
         return;
     }
     channel_runs(out.len() / c, c, |x, channel| {
-        let sums: [i32; LANES] = depthwise_sum(row, x, channel, 0, multiply_add);
+        // SAFETY: checked.
+        let sums: [i32; LANES] = unsafe { row.sums(x, channel, 0, multiply_add) };
         let out = &mut out[x * c + channel..][..LANES];
         let (offset, factor) = (&offset[channel..][..LANES], &factor[channel..][..LANES]);
         let bias = &bias[channel..][..LANES];
@@ -346,16 +364,19 @@ pub fn depthwise_i8<const FMA: bool>(
 #[inline(always)]
 pub fn depthwise_f32<const FMA: bool>(row: &DepthwiseRow<f32, f32>, bias: &[f32], out: &mut [f32]) {
     let c = row.geometry.input[2];
+    row.check(out.len() / c);
     let multiply_add = |sum: f32, a: f32, w: f32| fma::<FMA>(a, w, sum);
     if c < LANES {
         for (at, out) in out.iter_mut().enumerate() {
-            let [sum] = depthwise_sum(row, at / c, at % c, 0., multiply_add);
+            // SAFETY: checked.
+            let [sum] = unsafe { row.sums(at / c, at % c, 0., multiply_add) };
             *out = sum + bias[at % c];
         }
         return;
     }
     channel_runs(out.len() / c, c, |x, channel| {
-        let sums: [f32; LANES] = depthwise_sum(row, x, channel, 0., multiply_add);
+        // SAFETY: checked.
+        let sums: [f32; LANES] = unsafe { row.sums(x, channel, 0., multiply_add) };
         let out = &mut out[x * c + channel..][..LANES];
         let bias = &bias[channel..][..LANES];
         for i in 0..LANES {

@@ -3,7 +3,7 @@
 use super::conv::DepthwiseRow;
 use super::generic::row_fns;
 use super::pack::{Group, WidePair};
-use super::rows::{self, Activation, Norm, RowFns, RowQuant, Target};
+use super::rows::{self, Activation, ChannelScale, Norm, RowFns, RowQuant, Target};
 use super::{Body, I8Panel, Kernels, Layout, MR_F32, MR_I8, NR, PanelJob, TileF32, TileI8};
 use std::arch::x86_64::*;
 

@@ -30,11 +30,9 @@ pub fn run(l: &mut Lowered) {
         let mut new = vec![];
         for (v, &output) in views.iter().zip(&used) {
             match l.moved(v, output) {
-                Moved::Node(n) => new.push(n),
-                Moved::Same if uses.is_output(output) => {
-                    new.push(NodeProto::of("Identity", &[&v.root], &[output], vec![]))
-                }
-                Moved::Same => same.push((output.clone(), v.root.clone())),
+                Some(n) => new.push(n),
+                None if uses.is_output(output) => new.push(NodeProto::of("Identity", &[&v.root], &[output], vec![])),
+                None => same.push((output.clone(), v.root.clone())),
             }
         }
         r.replace_by(&[i], new);
@@ -94,28 +92,20 @@ fn is_move(n: &NodeProto) -> bool {
     n.domain().is_empty() && MOVES.contains(&n.op_type())
 }
 
-/// What a chain of movements comes to.
-enum Moved {
-    /// Nothing: the elements and their shape are those of the root.
-    Same,
-    /// One node.
-    Node(NodeProto),
-}
-
 impl Lowered {
-    /// What makes `output` from the root of its view.
-    fn moved(&mut self, v: &FactoredView, output: &str) -> Moved {
+    /// The node that makes `output` from the root of its view; `None` where the elements and their shape are the root's.
+    fn moved(&mut self, v: &FactoredView, output: &str) -> Option<NodeProto> {
         let copy = Copy::new(v.offset, v.axes.iter().flatten().copied());
         let (from, to) = (self.graph.shape(&v.root).unwrap_or_default(), self.graph.shape(output).unwrap_or_default());
         if !copy.is_contiguous() || elements(&from) != elements(&to) {
-            return Moved::Node(self.node(Fused::Copy(copy), &[&v.root], output));
+            return Some(self.node(Fused::Copy(copy), &[&v.root], output));
         }
         if from == to {
-            return Moved::Same;
+            return None;
         }
         let shape: Vec<i64> = to.iter().map(|&d| d as i64).collect();
         let name = self.graph.fresh(&format!("{output}.shape"));
         self.graph.initializers.insert(name.clone(), i64_tensor(&name, &[shape.len()], &shape));
-        Moved::Node(NodeProto::of("Reshape", &[&v.root, &name], &[output], vec![]))
+        Some(NodeProto::of("Reshape", &[&v.root, &name], &[output], vec![]))
     }
 }
