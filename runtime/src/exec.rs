@@ -97,6 +97,15 @@ impl Exec {
         rows.div_ceil(rounds * self.threads).next_multiple_of(step).clamp(step, most.max(step))
     }
 
+    /// Calls `f` for each index below `count`, side by side where there are threads.
+    pub fn each(&self, count: usize, f: &(dyn Fn(usize) + Sync)) {
+        if self.pool.is_some() {
+            (0..count).into_par_iter().for_each(f);
+        } else {
+            (0..count).for_each(f);
+        }
+    }
+
     /// Calls `f(index, chunk)` for consecutive chunks of `data`, side by side where there are threads.
     pub fn chunks<T: Send>(&self, data: &mut [T], size: usize, f: &(dyn Fn(usize, &mut [T]) + Sync)) {
         if self.pool.is_some() && data.len() > size {

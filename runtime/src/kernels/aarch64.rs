@@ -40,9 +40,9 @@ row_fns!(true);
 
 /// # Safety
 /// See [`Kernels::tile_f32`].
-unsafe fn tile_f32(rows: &[*const f32; MR_F32], k: usize, b: *const f32, sums: &mut TileF32) {
+unsafe fn tile_f32(rows: &[*const f32; MR_F32], k: usize, b: *const f32, sums: *mut f32, stride: usize) {
     // SAFETY: the caller's contract.
-    unsafe { tile_f32_of::<true>(rows, k, b, sums) }
+    unsafe { tile_f32_of::<true>(rows, k, b, sums, stride) }
 }
 
 /// # Safety

@@ -56,9 +56,9 @@ pub unsafe fn panel_i8_of<const FMA: bool>(
 
 /// # Safety
 /// See [`Kernels::tile_f32`].
-unsafe fn tile_f32(rows: &[*const f32; MR_F32], k: usize, b: *const f32, sums: &mut TileF32) {
+unsafe fn tile_f32(rows: &[*const f32; MR_F32], k: usize, b: *const f32, sums: *mut f32, stride: usize) {
     // SAFETY: the caller's contract.
-    unsafe { tile_f32_of::<false>(rows, k, b, sums) }
+    unsafe { tile_f32_of::<false>(rows, k, b, sums, stride) }
 }
 
 /// The float tile for any target; vectorizes where `NR` floats fit a few registers.
@@ -66,7 +66,13 @@ unsafe fn tile_f32(rows: &[*const f32; MR_F32], k: usize, b: *const f32, sums: &
 /// # Safety
 /// See [`Kernels::tile_f32`].
 #[inline(always)]
-pub unsafe fn tile_f32_of<const FMA: bool>(rows: &[*const f32; MR_F32], k: usize, b: *const f32, sums: &mut TileF32) {
+pub unsafe fn tile_f32_of<const FMA: bool>(
+    rows: &[*const f32; MR_F32],
+    k: usize,
+    b: *const f32,
+    sums: *mut f32,
+    stride: usize,
+) {
     let mut acc = [[0f32; NR]; MR_F32];
     for i in 0..k {
         // SAFETY: `b` holds k·NR floats, each row k.
@@ -79,14 +85,17 @@ pub unsafe fn tile_f32_of<const FMA: bool>(rows: &[*const f32; MR_F32], k: usize
             }
         }
     }
-    *sums = acc;
+    for (m, row) in acc.into_iter().enumerate() {
+        // SAFETY: the caller's contract.
+        unsafe { *sums.add(m * stride).cast::<[f32; NR]>() = row };
+    }
 }
 
 /// Wrappers of the generic row routines, compiled for a set of target features.
 macro_rules! row_fns {
     ($fma:literal $(, $feature:literal)?) => {
         pub(super) const ROWS: RowFns = RowFns {
-            range, quantize, layer_norm, finish_f32, activate, add, softmax, depthwise_i8, depthwise_f32,
+            range, quantize, layer_norm, finish_f32, activate, add, exponentials, depthwise_i8, depthwise_f32,
         };
         $(#[target_feature(enable = $feature)])?
         fn range(x: &[f32]) -> (f32, f32) {
@@ -114,8 +123,8 @@ macro_rules! row_fns {
             rows::add(x, y);
         }
         $(#[target_feature(enable = $feature)])?
-        fn softmax(x: &mut [f32], scale: f32) {
-            rows::softmax::<$fma>(x, scale);
+        fn exponentials(x: &mut [f32], n: usize, scale: f32) -> f32 {
+            rows::exponentials::<$fma>(x, n, scale)
         }
         $(#[target_feature(enable = $feature)])?
         fn depthwise_i8(row: &DepthwiseRow<u8, i8>, finish: &ChannelScale, out: &mut [f32]) {

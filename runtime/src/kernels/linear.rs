@@ -183,7 +183,7 @@ impl Linear {
                 // SAFETY: `kernels` came from `available`; each row holds k floats, the panel k·NR; the target lies
                 // inside `out` and `residual`.
                 unsafe {
-                    (kernels.tile_f32)(&pointers, k, panel.as_ptr(), &mut y);
+                    (kernels.tile_f32)(&pointers, k, panel.as_ptr(), y.as_flattened_mut().as_mut_ptr(), NR);
                     (kernels.rows.finish_f32)(&mut y, bias, self.activation, &target);
                 }
             }

@@ -38,6 +38,9 @@ pub type TileI8 = [[i32; NR]; MR_I8];
 /// Sums of a float tile.
 pub type TileF32 = [[f32; NR]; MR_F32];
 
+/// See [`Kernels::tile_f32`].
+pub type TileFnF32 = unsafe fn(rows: &[*const f32; MR_F32], k: usize, b: *const f32, sums: *mut f32, stride: usize);
+
 /// How an integer kernel wants its weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
@@ -66,11 +69,13 @@ pub struct Kernels {
     /// # Safety
     /// The CPU must have the instruction set; see [`PanelJob`].
     pub panel_i8: unsafe fn(job: &PanelJob),
-    /// Float tile: sums over `k` of row × column; `b` is `[k][NR]`.
+    /// Float tile: sums over `k` of row × column; `b` is `[k][NR]`. Each row of sums starts `stride` floats after the
+    /// one before it.
     ///
     /// # Safety
-    /// The CPU must have the instruction set; each row must hold `k` floats, `b` must hold `k * NR`.
-    pub tile_f32: unsafe fn(rows: &[*const f32; MR_F32], k: usize, b: *const f32, sums: &mut TileF32),
+    /// The CPU must have the instruction set; each row must hold `k` floats, `b` must hold `k * NR`, and [`NR`] floats
+    /// must be writable at each of [`MR_F32`] rows of `sums`.
+    pub tile_f32: TileFnF32,
     /// Row routines.
     pub rows: rows::RowFns,
 }

@@ -90,8 +90,9 @@ pub struct RowFns {
     pub activate: unsafe fn(activation: Activation, x: &mut [f32]),
     /// x[i] = x[i] + y[i].
     pub add: unsafe fn(x: &mut [f32], y: &[f32]),
-    /// Softmax of `scale · x` in place; returns nothing, rows sum to 1.
-    pub softmax: unsafe fn(x: &mut [f32], scale: f32),
+    /// `exp(scale · x − largest)` of the first `n` values in place, those after them any value; returns the factor
+    /// that makes the `n` sum to 1: a softmax before its last step. `x` is a multiple of [`LANES`] long.
+    pub exponentials: unsafe fn(x: &mut [f32], n: usize, scale: f32) -> f32,
     /// A row of outputs of an integer depthwise convolution.
     pub depthwise_i8: unsafe fn(row: &DepthwiseRow<u8, i8>, finish: &ChannelScale, out: &mut [f32]),
     /// A row of outputs of a float depthwise convolution: `sum + bias`.
@@ -99,7 +100,7 @@ pub struct RowFns {
 }
 
 /// Lanes that reductions keep apart, so that they vectorize.
-const LANES: usize = 16;
+pub const LANES: usize = 16;
 
 #[inline(always)]
 fn reduce(x: &[f32], init: f32, f: impl Fn(f32, f32) -> f32) -> f32 {
@@ -265,24 +266,23 @@ pub fn add(x: &mut [f32], y: &[f32]) {
 }
 
 #[inline(always)]
-pub fn softmax<const FMA: bool>(x: &mut [f32], scale: f32) {
-    let top = if scale >= 0. { reduce(x, f32::NEG_INFINITY, larger) } else { reduce(x, f32::INFINITY, smaller) };
+pub fn exponentials<const FMA: bool>(x: &mut [f32], n: usize, scale: f32) -> f32 {
+    let mut scale = scale;
+    if scale <= 0. {
+        each(x, |v| v * scale);
+        scale = 1.;
+    }
+    x[n..].fill(f32::NEG_INFINITY);
     // A row that is all −∞ (fully masked) has no softmax; exp(−∞ + ∞) = NaN says so, as in the reference.
-    let offset = -top * scale;
+    let offset = -reduce(x, f32::NEG_INFINITY, larger) * scale;
     let mut acc = [0f32; LANES];
-    let mut chunks = x.chunks_exact_mut(LANES);
-    for c in &mut chunks {
+    for c in x.as_chunks_mut::<LANES>().0 {
         for i in 0..LANES {
             c[i] = math::exp::<FMA>(fma::<FMA>(c[i], scale, offset));
             acc[i] += c[i];
         }
     }
-    for (a, v) in acc.iter_mut().zip(chunks.into_remainder()) {
-        *v = math::exp::<FMA>(fma::<FMA>(*v, scale, offset));
-        *a += *v;
-    }
-    let inverse = 1.0 / acc.iter().sum::<f32>();
-    each(x, |v| v * inverse);
+    1.0 / acc.iter().sum::<f32>()
 }
 
 /// Calls `f` for runs of [`LANES`] channels of each output: index of the output, first channel. The last run overlaps

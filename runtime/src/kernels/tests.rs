@@ -78,7 +78,7 @@ fn float_tiles_match() {
             let rows: [*const f32; MR_F32] = std::array::from_fn(|m| x[m * k..].as_ptr());
             let mut sums = [[0.; NR]; MR_F32];
             // SAFETY: `available` returned the kernel; rows hold k floats, the panel k·NR.
-            unsafe { (kernels.tile_f32)(&rows, k, packed.panel(0).as_ptr(), &mut sums) };
+            unsafe { (kernels.tile_f32)(&rows, k, packed.panel(0).as_ptr(), sums.as_flattened_mut().as_mut_ptr(), NR) };
             for m in 0..MR_F32 {
                 for n in 0..NR {
                     let want: f64 = (0..k).map(|i| f64::from(x[m * k + i]) * f64::from(w[n * k + i])).sum();
@@ -158,12 +158,15 @@ fn rows_match_plain_loops() {
                     (f64::from(x[i]) - mean) / (var + 1e-6).sqrt() * f64::from(norm.gamma[i]) + f64::from(norm.beta[i]);
                 assert!((f64::from(y[i]) - want).abs() < 2e-5, "{} {} {want}", kernels.name, y[i]);
             }
-            let mut p = x.clone();
-            // SAFETY: as above.
-            unsafe { (kernels.rows.softmax)(&mut p, 0.7) };
-            let sum: f64 = x.iter().map(|&v| (0.7 * f64::from(v)).exp()).sum();
-            for i in 0..k {
-                assert!((f64::from(p[i]) - (0.7 * f64::from(x[i])).exp() / sum).abs() < 1e-6);
+            for scale in [0.7, 0., -0.3] {
+                let mut p = x.clone();
+                p.resize(k.next_multiple_of(rows::LANES), 99.);
+                // SAFETY: as above.
+                let factor = unsafe { (kernels.rows.exponentials)(&mut p, k, scale) };
+                let sum: f64 = x.iter().map(|&v| f64::from(scale * v).exp()).sum();
+                for i in 0..k {
+                    assert!((f64::from(p[i] * factor) - f64::from(scale * x[i]).exp() / sum).abs() < 1e-6);
+                }
             }
         }
     }

@@ -161,7 +161,7 @@ unsafe fn wide(rows: &[*const i16; MR_I8], pairs: &[WidePair]) -> Acc {
 /// # Safety
 /// See [`Kernels::tile_f32`].
 #[target_feature(enable = "avx2,fma")]
-unsafe fn tile_f32(rows: &[*const f32; MR_F32], k: usize, b: *const f32, sums: &mut TileF32) {
+unsafe fn tile_f32(rows: &[*const f32; MR_F32], k: usize, b: *const f32, sums: *mut f32, stride: usize) {
     let mut acc = [[_mm256_setzero_ps(); 2]; MR_F32];
     for i in 0..k {
         // SAFETY: `b` holds k·NR floats and each row k, by contract.
@@ -175,11 +175,11 @@ unsafe fn tile_f32(rows: &[*const f32; MR_F32], k: usize, b: *const f32, sums: &
             }
         }
     }
-    for m in 0..MR_F32 {
-        // SAFETY: a row of sums holds NR = 16 floats.
+    for (m, acc) in acc.iter().enumerate() {
+        // SAFETY: a row of sums holds NR = 16 floats, by contract.
         unsafe {
-            _mm256_storeu_ps(sums[m].as_mut_ptr(), acc[m][0]);
-            _mm256_storeu_ps(sums[m].as_mut_ptr().add(8), acc[m][1]);
+            _mm256_storeu_ps(sums.add(m * stride), acc[0]);
+            _mm256_storeu_ps(sums.add(m * stride + 8), acc[1]);
         }
     }
 }

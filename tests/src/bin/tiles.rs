@@ -74,7 +74,7 @@ fn floats(kernels: &Kernels, w: &F32Weights) {
             let rows = std::array::from_fn(|i| x[(m + i) * w.k..].as_ptr());
             let mut sums = [[0.; NR]; MR_F32];
             // SAFETY: `detect` returned the kernel; rows hold k floats, the panel k·NR.
-            unsafe { (kernels.tile_f32)(&rows, w.k, w.panel(p).as_ptr(), &mut sums) };
+            unsafe { (kernels.tile_f32)(&rows, w.k, w.panel(p).as_ptr(), sums.as_flattened_mut().as_mut_ptr(), NR) };
             std::hint::black_box(&sums);
         }
     }
