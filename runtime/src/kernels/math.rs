@@ -63,6 +63,12 @@ pub fn sigmoid<const FMA: bool>(x: f32) -> f32 {
     1.0 / (1.0 + exp::<FMA>(-x))
 }
 
+/// x·σ(x).
+#[inline(always)]
+pub fn silu<const FMA: bool>(x: f32) -> f32 {
+    x / (1.0 + exp::<FMA>(-x))
+}
+
 /// GELU's tanh form: x·σ(2u), u = √(2/π)·(x + 0.044715·x³).
 #[inline(always)]
 pub fn gelu_tanh<const FMA: bool>(x: f32) -> f32 {

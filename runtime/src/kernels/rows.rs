@@ -174,9 +174,16 @@ pub fn layer_norm<const FMA: bool>(x: &[f32], norm: &Norm, out: &mut [f32]) {
     }
 }
 
+/// Applies `f` to [`LANES`] values at a time: with more at once the compiler runs out of registers.
 #[inline(always)]
 fn each(x: &mut [f32], f: impl Fn(f32) -> f32) {
-    for v in x {
+    let (chunks, rest) = x.as_chunks_mut::<LANES>();
+    for c in chunks {
+        for v in c {
+            *v = f(*v);
+        }
+    }
+    for v in rest {
         *v = f(*v);
     }
 }
@@ -189,7 +196,7 @@ pub fn activate<const FMA: bool>(activation: Activation, x: &mut [f32]) {
         Activation::Relu6 => each(x, |v| smaller(6., larger(0., v))),
         Activation::Gelu => each(x, math::gelu::<FMA>),
         Activation::GeluTanh => each(x, math::gelu_tanh::<FMA>),
-        Activation::Silu => each(x, |v| v * math::sigmoid::<FMA>(v)),
+        Activation::Silu => each(x, math::silu::<FMA>),
         Activation::Sigmoid => each(x, math::sigmoid::<FMA>),
         Activation::HardSwish => each(x, |v| v * smaller(1., larger(0., fma::<FMA>(v, 1. / 6., 0.5)))),
     }
