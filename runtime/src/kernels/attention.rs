@@ -131,8 +131,10 @@ impl Attention {
                 unsafe { (kernels.tile_f32)(&q, d, panel.as_ptr(), s.scores.as_mut_ptr().add(p * NR), padded) };
             }
             let mut factor = [0.; MR_F32];
-            for i in 0..MR_F32.min(nq - m) {
-                factor[i] = self.exponentials(kernels, b, h, m + i, &mut s.scores[i * padded..][..padded]);
+            for (i, (factor, scores)) in
+                factor.iter_mut().zip(s.scores.chunks_exact_mut(padded)).enumerate().take(nq - m)
+            {
+                *factor = self.exponentials(kernels, b, h, m + i, scores);
             }
             let p: [*const f32; MR_F32] = std::array::from_fn(|i| s.scores[i * padded..].as_ptr());
             for (c, panel) in s.values.chunks_exact(nk * NR).enumerate() {

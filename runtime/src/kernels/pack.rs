@@ -18,7 +18,7 @@ const GROUP_BYTES: usize = NR * GROUP;
 /// 16-bit lanes of one group: two per column.
 const LANES: usize = NR * 2;
 /// Largest sum of positive (or negated negative) weights in a lane: 255 · 128 ≤ 32767.
-const LANE_LIMIT: i16 = 128;
+const LANE_LIMIT: u8 = 128;
 
 /// A group's weights, aligned for vector loads.
 #[repr(C, align(64))]
@@ -133,31 +133,31 @@ impl I8Weights {
     }
 }
 
-/// Positive and negative weight sums of each 16-bit lane.
+/// Sums of the positive weights of each 16-bit lane, then of the negative ones without their sign: at most 2 · 128, and
+/// what is 255 or more is far above the limit.
 #[derive(Clone, Copy)]
-struct Load {
-    positive: [i16; LANES],
-    negative: [i16; LANES],
-}
+struct Load([u8; 2 * LANES]);
 
 impl Load {
     fn of(g: &Group) -> Load {
-        let mut l = Load { positive: [0; LANES], negative: [0; LANES] };
+        let mut sums = [0u8; 2 * LANES];
         for (i, &w) in g.0.iter().enumerate() {
-            let w = i16::from(w);
-            l.positive[i / 2] += w.max(0);
-            l.negative[i / 2] -= w.min(0);
+            let lane = i / 2 + if w < 0 { LANES } else { 0 };
+            sums[lane] = sums[lane].saturating_add(w.unsigned_abs());
         }
-        l
+        Load(sums)
     }
 
     fn fits_with(&self, other: &Load) -> bool {
-        let over = |a: &[i16; LANES], b: &[i16; LANES]| (0..LANES).any(|i| a[i] + b[i] > LANE_LIMIT);
-        !over(&self.positive, &other.positive) && !over(&self.negative, &other.negative)
+        self.0.iter().zip(&other.0).map(|(a, b)| a.saturating_add(*b)).fold(0, u8::max) <= LANE_LIMIT
     }
 
-    fn peak(&self) -> i16 {
-        *self.positive.iter().chain(&self.negative).max().expect("lanes")
+    fn lane(&self, i: usize) -> u8 {
+        self.0[i].max(self.0[LANES + i])
+    }
+
+    fn peak(&self) -> u8 {
+        self.0.iter().copied().fold(0, u8::max)
     }
 }
 
@@ -179,7 +179,7 @@ fn pair(groups: &[Group]) -> Body {
         }
         let (mut a, mut b) = (*g, Group([0; GROUP_BYTES]));
         for (i, w) in g.0.iter().enumerate() {
-            if load.positive[i / 2].max(load.negative[i / 2]) > LANE_LIMIT {
+            if load.lane(i / 2) > LANE_LIMIT {
                 b.0[i] = w / 2;
                 a.0[i] = w - w / 2;
             }

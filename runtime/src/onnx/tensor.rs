@@ -132,5 +132,9 @@ pub fn to_i8(t: &TensorProto) -> Result<Vec<i8>> {
     if t.dtype() != DType::Int8 {
         return wrong_type(t, "int8");
     }
-    Ok(to_i64(t)?.into_iter().map(|v| v as i8).collect())
+    let values: Vec<i8> = match t.raw_data() {
+        [] => t.int32_data.iter().map(|&v| v as i8).collect(),
+        _ => chunks(t, i8::from_le_bytes),
+    };
+    check(t, values.len()).map(|()| values)
 }

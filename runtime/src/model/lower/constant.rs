@@ -1,6 +1,6 @@
 //! Constant weights as a file spells them: float, float16 behind a Cast, or int8 behind DequantizeLinear.
 
-use crate::onnx::{DType, Graph, NodeProto, Uses, elements, shape_of, to_f32, to_i64};
+use crate::onnx::{DType, Graph, NodeProto, Uses, elements, shape_of, to_f32, to_i8, to_i64};
 
 /// A constant weight tensor.
 pub enum Constant {
@@ -65,18 +65,17 @@ fn dequantized(g: &Graph, n: &NodeProto) -> Option<Constant> {
         "" => vec![0],
         z => g.const_i64(z)?,
     };
-    let values = to_i64(t).ok()?;
     // An unsigned tensor with zero point 128 is a signed one.
-    let shift = match t.dtype() {
-        DType::Int8 if zero.iter().all(|&z| z == 0) => 0,
-        DType::Uint8 if zero.iter().all(|&z| z == 128) => 128,
+    let values = match t.dtype() {
+        DType::Int8 if zero.iter().all(|&z| z == 0) => to_i8(t).ok()?,
+        DType::Uint8 if zero.iter().all(|&z| z == 128) => to_i64(t).ok()?.iter().map(|v| (v - 128) as i8).collect(),
         _ => return None,
     };
     let axis = if scale.len() == 1 { 0 } else { normal_axis(n.int("axis", 1), shape.len())? };
     if scale.len() != 1 && shape.get(axis) != Some(&scale.len()) {
         return None;
     }
-    Some(Constant::I8 { values: values.iter().map(|v| (v - shift) as i8).collect(), shape, scale, axis })
+    Some(Constant::I8 { values, shape, scale, axis })
 }
 
 /// An axis counted from the end, from the start.
