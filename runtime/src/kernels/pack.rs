@@ -83,18 +83,35 @@ impl I8Weights {
     /// # Panics
     /// When the lengths do not match.
     pub fn pack(kernels: &Kernels, n: usize, k: usize, weights: &[i8], scale: &[f32]) -> I8Weights {
+        I8Weights::pack_strided(kernels, [n, k], weights, [k, 1], scale)
+    }
+
+    /// As [`I8Weights::pack`], for weights that lie `strides` apart from output to output and from input to input.
+    ///
+    /// # Panics
+    /// When the lengths do not match.
+    pub fn pack_strided(
+        kernels: &Kernels,
+        [n, k]: [usize; 2],
+        weights: &[i8],
+        strides: [usize; 2],
+        scale: &[f32],
+    ) -> I8Weights {
         assert_eq!(weights.len(), n * k);
         assert_eq!(scale.len(), n);
         let panels = (0..n.div_ceil(NR))
             .map(|p| {
-                let columns = p * NR..n.min((p + 1) * NR);
+                let first = p * NR;
+                let columns = NR.min(n - first);
                 let (mut column_scale, mut sum) = ([0.; NR], [0; NR]);
+                column_scale[..columns].copy_from_slice(&scale[first..first + columns]);
                 let mut groups = vec![Group([0; GROUP_BYTES]); k.div_ceil(GROUP)];
-                for (c, row) in columns.enumerate() {
-                    column_scale[c] = scale[row];
-                    for (i, &w) in weights[row * k..(row + 1) * k].iter().enumerate() {
-                        groups[i / GROUP].0[c * GROUP + i % GROUP] = w;
-                        sum[c] += i32::from(w);
+                for i in 0..k {
+                    let weights = weights[first * strides[0] + i * strides[1]..].iter().step_by(strides[0]);
+                    let group = groups[i / GROUP].0[i % GROUP..].iter_mut().step_by(GROUP);
+                    for ((g, &w), sum) in group.zip(weights).zip(&mut sum[..columns]) {
+                        *g = w;
+                        *sum += i32::from(w);
                     }
                 }
                 let body = match kernels.layout {
@@ -141,9 +158,10 @@ struct Load([u8; 2 * LANES]);
 impl Load {
     fn of(g: &Group) -> Load {
         let mut sums = [0u8; 2 * LANES];
-        for (i, &w) in g.0.iter().enumerate() {
-            let lane = i / 2 + if w < 0 { LANES } else { 0 };
-            sums[lane] = sums[lane].saturating_add(w.unsigned_abs());
+        let (positive, negative) = sums.split_at_mut(LANES);
+        for ((w, p), n) in g.0.as_chunks::<2>().0.iter().zip(positive).zip(negative) {
+            *p = w[0].max(0) as u8 + w[1].max(0) as u8;
+            *n = w[0].min(0).unsigned_abs().saturating_add(w[1].min(0).unsigned_abs());
         }
         Load(sums)
     }
@@ -169,12 +187,14 @@ const WIDE_COST: usize = 9;
 
 /// Orders groups two by two so that no lane overflows, or widens the panel where that costs less.
 fn pair(groups: &[Group]) -> Body {
-    let mut parts: Vec<(Group, Load, u32)> = vec![];
+    let mut parts: Vec<(Group, u32)> = Vec::with_capacity(groups.len() * 5 / 4);
+    let mut loads: Vec<Load> = Vec::with_capacity(parts.capacity());
     for (i, g) in groups.iter().enumerate() {
         let offset = (i * GROUP) as u32;
         let load = Load::of(g);
         if load.peak() <= LANE_LIMIT {
-            parts.push((*g, load, offset));
+            parts.push((*g, offset));
+            loads.push(load);
             continue;
         }
         let (mut a, mut b) = (*g, Group([0; GROUP_BYTES]));
@@ -184,23 +204,24 @@ fn pair(groups: &[Group]) -> Body {
                 a.0[i] = w - w / 2;
             }
         }
-        parts.push((a, Load::of(&a), offset));
-        parts.push((b, Load::of(&b), offset));
+        loads.extend([Load::of(&a), Load::of(&b)]);
+        parts.extend([(a, offset), (b, offset)]);
     }
     if (parts.len() / 2) * PAIR_COST >= groups.len() * WIDE_COST {
         return widen(groups);
     }
     // The fullest first, each with the fullest that still fits.
-    parts.sort_by_key(|p| std::cmp::Reverse(p.1.peak()));
-    let mut used = vec![false; parts.len()];
+    let peaks: Vec<u8> = loads.iter().map(Load::peak).collect();
+    let mut left: Vec<usize> = (0..parts.len()).collect();
+    left.sort_by_key(|&i| std::cmp::Reverse(peaks[i]));
     let (mut pairs, mut alone) = (vec![], vec![]);
-    for i in 0..parts.len() {
-        if used[i] {
+    let mut used = vec![false; parts.len()];
+    for (at, &i) in left.iter().enumerate() {
+        if std::mem::replace(&mut used[i], true) {
             continue;
         }
-        used[i] = true;
-        match (i + 1..parts.len()).find(|&j| !used[j] && parts[i].1.fits_with(&parts[j].1)) {
-            Some(j) => {
+        match left[at + 1..].iter().find(|&&j| !used[j] && loads[i].fits_with(&loads[j])) {
+            Some(&j) => {
                 used[j] = true;
                 pairs.extend([i, j]);
             }
@@ -211,8 +232,9 @@ fn pair(groups: &[Group]) -> Body {
         return widen(groups);
     }
     let singles = pairs.len();
-    let order = || pairs.iter().chain(&alone).map(|&i| &parts[i]);
-    Body::Paired { groups: order().map(|p| p.0).collect(), offsets: order().map(|p| p.2).collect(), singles }
+    pairs.extend(alone);
+    let groups = pairs.iter().map(|&i| parts[i].0).collect();
+    Body::Paired { groups, offsets: pairs.iter().map(|&i| parts[i].1).collect(), singles }
 }
 
 fn widen(groups: &[Group]) -> Body {

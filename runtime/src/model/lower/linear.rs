@@ -180,9 +180,9 @@ fn pack(kernels: &Kernels, f: &Found) -> Weights {
     let at = |row: usize, i: usize| if f.by_input { i * n + row } else { row * k + i };
     match (&f.weight, f.quant) {
         (Constant::I8 { values, scale, .. }, Some(quant)) => {
-            let rows: Vec<i8> = (0..n * k).map(|i| values[at(i / k, i % k)]).collect();
+            let strides = if f.by_input { [1, n] } else { [k, 1] };
             let scale: Vec<f32> = f.scale.iter().enumerate().map(|(c, s)| s * scale[c % scale.len()]).collect();
-            Weights::I8(I8Weights::pack(kernels, n, k, &rows, &scale), quant)
+            Weights::I8(I8Weights::pack_strided(kernels, [n, k], values, strides, &scale), quant)
         }
         (Constant::I8 { values, scale, axis, .. }, None) => {
             let of = |row: usize, i: usize| {
