@@ -2,7 +2,7 @@
 
 use crate::arch::{self, Architecture};
 use crate::passes::{self, PassReport, Prepare};
-use crate::quantize::{self, Candidate, Evidence, Layer, Preset, Probes, Quantized, Skipped};
+use crate::quantize::{self, Candidate, Evidence, Layer, Preset, Probes, Quantized, Skipped, Target};
 use crate::{check, preset, progress, prune};
 use ndarray::ArrayD;
 use sha2::{Digest, Sha256};
@@ -61,6 +61,8 @@ pub struct Settings {
     pub preset: Preset,
     /// Heads and neurons to leave out.
     pub prune: prune::Request,
+    /// What INT8 must keep; layers stay float until it does.
+    pub target: Target,
     /// Calibration pictures.
     pub calibration: Option<Pictures>,
     /// Preset or JSON file for preprocessing; `None` takes that of the source's card.
@@ -114,6 +116,12 @@ const SELF_TEST_SEED: u64 = 1;
 pub fn convert(source: &Path, settings: &Settings) -> Result<Converted> {
     if settings.precision == Precision::Int8 && settings.preset != Preset::Cpu && settings.calibration.is_none() {
         return Err(quantize::no_pictures());
+    }
+    if settings.target.is_some() && (settings.precision != Precision::Int8 || settings.calibration.is_none()) {
+        return Err(Error::Usage {
+            what: "--max-drop and --min-agreement are measured on calibration pictures of an INT8 model".into(),
+            hint: "add --calib DIR, and leave --precision out".into(),
+        });
     }
     settings.prune.check(settings.calibration.is_some())?;
     let mut graph = Graph::read(source)?;
@@ -325,7 +333,8 @@ fn int8(
     settings: &Settings,
 ) -> Result<Quantized> {
     let evidence = items.map(|items| observe(graph, items, card, output, settings)).transpose()?;
-    let done = quantize::quantize(graph, settings.preset, evidence.as_ref(), card, &settings.options)?;
+    let done =
+        quantize::quantize(graph, settings.preset, &settings.target, evidence.as_ref(), card, &settings.options)?;
     if done.layers.is_empty() {
         return Err(Error::Unsupported {
             what: "the model has no Conv, Gemm or MatMul with a constant weight: nothing to quantize".into(),
@@ -333,7 +342,7 @@ fn int8(
         });
     }
     card.activations = done.activations;
-    if let (Some(items), Some(e), Some(chosen)) = (items, &evidence, done.candidates.first()) {
+    if let (Some(items), Some(e), Some(effect)) = (items, &evidence, done.effect) {
         card.provenance.calibration =
             Some(CalibrationData { pictures: items.len(), sha256: dataset::fingerprint(items)? });
         if card.output.kind != "features" {
@@ -341,9 +350,9 @@ fn int8(
                 measured_on: e.probes.measured_on().into(),
                 pictures: e.probes.inputs.len(),
                 float_top1: e.probes.float_top1() as f32,
-                top1: chosen.effect.top1 as f32,
-                agreement: chosen.effect.agreement as f32,
-                sqnr_db: Some(chosen.effect.sqnr as f32),
+                top1: effect.top1 as f32,
+                agreement: effect.agreement as f32,
+                sqnr_db: Some(effect.sqnr as f32),
             });
         }
     }
@@ -389,7 +398,8 @@ fn observe(graph: &Graph, items: &[Item], card: &Card, output: usize, settings: 
     }
     bar.finish_and_clear();
     let classes = probes.iter().map(|i| i.class).collect();
-    Ok(Evidence { statistics, probes: Probes { inputs, reference, classes, output, held_out } })
+    let probabilities = card.output.kind == "probabilities";
+    Ok(Evidence { statistics, probes: Probes { inputs, reference, classes, output, probabilities, held_out } })
 }
 
 fn self_test(graph: &Graph, output: usize) -> Result<SelfTest> {

@@ -111,8 +111,7 @@ pub fn evaluate(subjects: &mut [Subject], items: &[Item], labels: &[String]) -> 
                 Some(base) => {
                     t.agree += usize::from(best(base) == best(&y));
                     t.sqnr.add(base.iter().copied(), y.iter().copied());
-                    let (p, q) = (distribution(base, s.probabilities), distribution(&y, s.probabilities));
-                    t.kl += p.iter().zip(&q).map(|(p, q)| p * (p.max(1e-12) / q.max(1e-12)).ln()).sum::<f64>();
+                    t.kl += divergence(base, &y, s.probabilities);
                 }
             }
         }
@@ -177,6 +176,12 @@ pub fn best(y: &[f32]) -> usize {
 /// How many classes stand before this one.
 fn rank_of(y: &[f32], class: usize) -> usize {
     y.iter().enumerate().filter(|(i, v)| **v > y[class] || (**v == y[class] && *i < class)).count()
+}
+
+/// Kullback-Leibler divergence of answers from the reference's, nats.
+pub fn divergence(reference: &[f32], y: &[f32], probabilities: bool) -> f64 {
+    let (p, q) = (distribution(reference, probabilities), distribution(y, probabilities));
+    p.iter().zip(&q).map(|(p, q)| p * (p.max(1e-12) / q.max(1e-12)).ln()).sum()
 }
 
 fn distribution(y: &[f32], probabilities: bool) -> Vec<f64> {

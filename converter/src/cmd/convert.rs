@@ -3,7 +3,7 @@
 use super::{parse_channels, parse_size, read_labels};
 use crate::convert::{Converted, Pictures, Precision, Settings, convert};
 use crate::prune::Request;
-use crate::quantize::Preset;
+use crate::quantize::{Preset, Target};
 use anyhow::Result;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -42,6 +42,12 @@ pub struct Args {
     /// Do not repair after pruning, for comparison.
     #[arg(long)]
     no_repair: bool,
+    /// Points of top-1 that INT8 may lose on the judging pictures: layers stay float16 until it does not lose more.
+    #[arg(long, value_name = "POINTS", value_parser = parse_share)]
+    max_drop: Option<f64>,
+    /// Least share of judging pictures, in percent, with the float model's answer: layers stay float16 until it is met.
+    #[arg(long, value_name = "PERCENT", value_parser = parse_share)]
+    min_agreement: Option<f64>,
     /// Labels, one a line in the order of the class indices; else the calibration folders' names.
     #[arg(long, value_name = "FILE")]
     labels: Option<PathBuf>,
@@ -60,6 +66,12 @@ pub struct Args {
     /// Report as JSON on standard output.
     #[arg(long)]
     json: bool,
+}
+
+/// A number from 0 to 100.
+fn parse_share(s: &str) -> Result<f64, String> {
+    let number = s.parse::<f64>().ok().filter(|n| (0.0..=100.0).contains(n));
+    number.ok_or_else(|| "expected a number from 0 to 100".into())
 }
 
 fn default_threads() -> NonZeroUsize {
@@ -81,6 +93,7 @@ pub fn run(a: &Args) -> Result<()> {
         size: a.size,
         precision: a.precision,
         preset: a.preset,
+        target: Target { max_drop: a.max_drop, min_agreement: a.min_agreement.map(|p| p / 100.0) },
         prune: Request { heads: a.prune_heads, neurons: a.prune_mlp, no_repair: a.no_repair },
         calibration: a.calib.as_ref().map(|dir| Pictures { dir: dir.clone(), count: a.calib_count }),
         preprocess: a.preprocess.clone(),

@@ -1,6 +1,6 @@
 //! How near a quantized model's logits are to the float model's, on pictures kept for that.
 
-use crate::evaluate::best;
+use crate::evaluate::{best, divergence};
 use indicatif::ProgressBar;
 use ndarray::ArrayD;
 use vedge_runtime::onnx::Graph;
@@ -16,6 +16,8 @@ pub struct Probes {
     pub classes: Vec<usize>,
     /// Which output of the graph that is.
     pub output: usize,
+    /// Whether that output holds probabilities already.
+    pub probabilities: bool,
     /// Whether the ranges of activations were calibrated without these pictures.
     pub held_out: bool,
 }
@@ -29,6 +31,8 @@ pub struct Effect {
     pub agreement: f64,
     /// Share of right first answers, 0…1.
     pub top1: f64,
+    /// Mean Kullback-Leibler divergence from the float model's answers, nats.
+    pub mean_kl: f64,
 }
 
 impl Probes {
@@ -37,6 +41,17 @@ impl Probes {
         match self.held_out {
             true => "calibration pictures held out",
             false => "calibration pictures themselves",
+        }
+    }
+
+    /// The first of them.
+    pub fn first(&self, count: usize) -> Probes {
+        let count = count.min(self.inputs.len());
+        Probes {
+            inputs: self.inputs[..count].to_vec(),
+            reference: self.reference[..count].to_vec(),
+            classes: self.classes[..count].to_vec(),
+            ..*self
         }
     }
 
@@ -52,18 +67,20 @@ impl Probes {
     pub fn judge(&self, graph: &Graph, options: &Options, bar: &ProgressBar) -> Result<Effect> {
         let mut session = Session::from_graph(graph.clone(), options)?;
         let mut ratio = Sqnr::default();
-        let mut answers = vec![];
+        let (mut answers, mut kl) = (vec![], 0.0);
         for (x, want) in self.inputs.iter().zip(&self.reference) {
             let got = session.run(std::slice::from_ref(x))?;
             let got: Vec<f32> = got[self.output].iter().copied().collect();
             ratio.add(want.iter().copied(), got.iter().copied());
             answers.push(best(&got));
+            kl += divergence(want, &got, self.probabilities);
             bar.inc(1);
         }
         Ok(Effect {
             sqnr: ratio.db(),
             agreement: share(answers.iter().zip(&self.reference).map(|(a, y)| *a == best(y))),
             top1: share(answers.iter().zip(&self.classes).map(|(a, c)| a == c)),
+            mean_kl: kl / self.inputs.len().max(1) as f64,
         })
     }
 }

@@ -7,6 +7,7 @@
 
 pub mod judge;
 pub mod layers;
+pub mod mix;
 pub mod number;
 pub mod round;
 mod search;
@@ -14,11 +15,12 @@ pub mod smooth;
 pub mod write;
 
 pub use layers::{Layer, Skipped};
+pub use mix::Target;
 pub use write::{Halved, write_f16};
 
 pub use judge::{Effect, Probes, Sqnr};
 
-use search::{Ground, Search};
+use search::{Attempt, Ground, Search};
 use write::Recipe;
 
 use vedge_calibration::{Calibrator, Statistics};
@@ -122,6 +124,8 @@ pub struct Quantized {
     pub skipped: Vec<Skipped>,
     /// What was tried, the chosen one first; empty where there were no pictures to judge by.
     pub candidates: Vec<Candidate>,
+    /// The effect of what was done in the end.
+    pub effect: Option<Effect>,
 }
 
 /// What the pictures told: ranges of activations, and probes to judge candidates by.
@@ -133,7 +137,8 @@ pub struct Evidence {
 }
 
 /// Quantizes weights and, but for the `cpu` preset, activations. With pictures every way that the preset allows is
-/// tried, and the one whose logits are nearest to the float model's is taken.
+/// tried, and the one whose logits are nearest to the float model's is taken; where it misses the target, the layers that
+/// cost most stay float.
 ///
 /// `card` is any card of this model: candidates are run with it.
 ///
@@ -142,17 +147,25 @@ pub struct Evidence {
 pub fn quantize(
     graph: &Graph,
     preset: Preset,
+    target: &Target,
     evidence: Option<&Evidence>,
     card: &Card,
     options: &Options,
 ) -> Result<Quantized> {
-    let (layers, skipped) = layers::find(graph);
+    let (mut layers, mut skipped) = layers::find(graph);
     let Some(evidence) = evidence else {
         if preset != Preset::Cpu {
             return Err(no_pictures());
         }
         let graph = write(graph, &layers, &Recipe::default())?;
-        return Ok(Quantized { graph, activations: Activations::PerToken, layers, skipped, candidates: vec![] });
+        return Ok(Quantized {
+            graph,
+            activations: Activations::PerToken,
+            layers,
+            skipped,
+            candidates: vec![],
+            effect: None,
+        });
     };
     let search = Search { probes: &evidence.probes, card, options };
     let ground = Ground::plain(graph, &layers, &evidence.statistics);
@@ -165,15 +178,25 @@ pub fn quantize(
         tried.extend(search.cpu(&ground, &sites)?);
     }
     // Best first; on a tie the first tried, which does less, stays first.
-    tried.sort_by(|a, b| b.0.effect.sqnr.total_cmp(&a.0.effect.sqnr));
-    let least = tried[0].0.effect.sqnr - MEANINGFUL_DB;
-    let portable = |(c, _): &(Candidate, Graph)| c.activations == Activations::Static && c.effect.sqnr >= least;
+    let sqnr = |a: &Attempt| a.candidate.effect.sqnr;
+    tried.sort_by(|a, b| sqnr(b).total_cmp(&sqnr(a)));
+    let least = sqnr(&tried[0]) - MEANINGFUL_DB;
+    let portable = |a: &Attempt| a.candidate.activations == Activations::Static && sqnr(a) >= least;
     if let Some(at) = tried.iter().position(portable) {
         tried[..=at].rotate_right(1);
     }
-    let (candidates, mut graphs): (Vec<Candidate>, Vec<Graph>) = tried.into_iter().unzip();
-    let activations = candidates[0].activations;
-    Ok(Quantized { graph: graphs.swap_remove(0), activations, layers, skipped, candidates })
+    let candidates: Vec<Candidate> = tried.iter().map(|a| a.candidate.clone()).collect();
+    let chosen = tried.swap_remove(0);
+    let (activations, mut effect) = (chosen.candidate.activations, chosen.candidate.effect);
+    let mixed = search.mix(&chosen, target)?;
+    let mut graph = chosen.graph;
+    if let Some(m) = mixed {
+        let mut i = 0..;
+        layers.retain(|_| i.next().is_some_and(|i| !m.float.contains(&i)));
+        skipped.extend(m.skipped);
+        (graph, effect) = (m.graph, m.effect);
+    }
+    Ok(Quantized { graph, activations, layers, skipped, candidates, effect: Some(effect) })
 }
 
 fn write(graph: &Graph, layers: &[Layer], recipe: &Recipe) -> Result<Graph> {

@@ -59,15 +59,27 @@ impl<'a> Ground<'a> {
     }
 }
 
-type Tried = Vec<(Candidate, Graph)>;
+/// A candidate and what it was made of.
+pub struct Attempt {
+    /// What was done and how it went.
+    pub candidate: Candidate,
+    /// The quantized graph.
+    pub graph: Graph,
+    /// The float model that was quantized.
+    pub float: Graph,
+    /// Its layers.
+    pub layers: Vec<Layer>,
+    /// How they were quantized.
+    pub recipe: Recipe,
+}
 
 impl Search<'_> {
     /// Static activations: the calibrator first, then how weights are rounded, then whether channels are evened out.
-    pub fn portable(&self, ground: &Ground<'_>, sites: &[Site]) -> Result<Tried> {
+    pub fn portable(&self, ground: &Ground<'_>, sites: &[Site]) -> Result<Vec<Attempt>> {
         let mut tried = vec![];
         for c in Calibrator::ALL {
             let recipe = Recipe { ranges: ground.ranges(c), ..Recipe::default() };
-            tried.push(self.judged(ground, Activations::Static, Some(c), &recipe)?);
+            tried.push(self.judged(ground, Activations::Static, Some(c), recipe)?);
         }
         let best = best(&tried).calibrator.expect("static candidates have one");
         let even = self.smooth(ground, sites, Activations::Static)?;
@@ -75,18 +87,18 @@ impl Search<'_> {
             let ranges = ground.ranges(best);
             let noise = |l: &Layer| ranges.get(&l.activation).map_or(0.0, |r| rounding_noise(*r));
             let rounded = self.round(ground, noise)?;
-            tried.push(self.judged(ground, Activations::Static, Some(best), &Recipe { ranges, rounded })?);
+            tried.push(self.judged(ground, Activations::Static, Some(best), Recipe { ranges, rounded })?);
         }
         Ok(tried)
     }
 
     /// Activations quantized row by row: how weights are rounded, then whether channels are evened out.
-    pub fn cpu(&self, ground: &Ground<'_>, sites: &[Site]) -> Result<Tried> {
-        let mut tried = vec![self.judged(ground, Activations::PerToken, None, &Recipe::default())?];
+    pub fn cpu(&self, ground: &Ground<'_>, sites: &[Site]) -> Result<Vec<Attempt>> {
+        let mut tried = vec![self.judged(ground, Activations::PerToken, None, Recipe::default())?];
         let even = self.smooth(ground, sites, Activations::PerToken)?;
         for ground in std::iter::once(ground).chain(&even) {
             let rounded = self.round(ground, |l| row_noise(ground, l))?;
-            tried.push(self.judged(ground, Activations::PerToken, None, &Recipe { rounded, ..Recipe::default() })?);
+            tried.push(self.judged(ground, Activations::PerToken, None, Recipe { rounded, ..Recipe::default() })?);
         }
         Ok(tried)
     }
@@ -126,15 +138,17 @@ impl Search<'_> {
         ground: &Ground<'_>,
         activations: Activations,
         calibrator: Option<Calibrator>,
-        recipe: &Recipe,
-    ) -> Result<(Candidate, Graph)> {
-        let mut graph = write(&ground.graph, &ground.layers, recipe)?;
+        recipe: Recipe,
+    ) -> Result<Attempt> {
+        let mut graph = write(&ground.graph, &ground.layers, &recipe)?;
         Card { activations, ..self.card.clone() }.embed(&mut graph);
         let bar = progress::bar("judging by the logits", self.probes.inputs.len());
         let effect = self.probes.judge(&graph, self.options, &bar)?;
         bar.finish_and_clear();
         let rounding = if recipe.rounded.is_empty() { Rounding::Nearest } else { Rounding::Compensated };
-        Ok((Candidate { activations, calibrator, rounding, smoothed: ground.smoothed, effect }, graph))
+        let candidate = Candidate { activations, calibrator, rounding, smoothed: ground.smoothed, effect };
+        let (float, layers) = (ground.graph.clone().into_owned(), ground.layers.to_vec());
+        Ok(Attempt { candidate, graph, float, layers, recipe })
     }
 
     /// Compensated integers of every layer whose inputs are known and whose weight it has for itself. `noise` is the
@@ -175,9 +189,9 @@ fn row_noise(ground: &Ground<'_>, l: &Layer) -> f64 {
 }
 
 /// The candidate with the best logits; the first among equals.
-fn best(tried: &Tried) -> &Candidate {
+fn best(tried: &[Attempt]) -> &Candidate {
     let better = |a: &&Candidate, b: &&Candidate| a.effect.sqnr.total_cmp(&b.effect.sqnr);
-    tried.iter().map(|(c, _)| c).rev().max_by(better).expect("something was tried")
+    tried.iter().map(|a| &a.candidate).rev().max_by(better).expect("something was tried")
 }
 
 /// Variance of the error of a value rounded to 256 steps of a range.

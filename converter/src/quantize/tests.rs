@@ -252,8 +252,8 @@ fn quantized_beside_a_row(times: f32, preset: Preset) -> Quantized {
     let all = inputs.iter().cloned().map(Ok);
     let statistics =
         collect(&g, &[Tap::range("x")], all, &options, |_, y| reference.push(y[0].iter().copied().collect())).unwrap();
-    let probes = Probes { inputs, reference, classes: vec![0; 8], output: 0, held_out: false };
-    quantize(&g, preset, Some(&Evidence { statistics, probes }), &card(), &options).unwrap()
+    let probes = Probes { inputs, reference, classes: vec![0; 8], output: 0, probabilities: false, held_out: false };
+    quantize(&g, preset, &Target::default(), Some(&Evidence { statistics, probes }), &card(), &options).unwrap()
 }
 
 #[test]
@@ -275,4 +275,61 @@ fn without_a_meaningful_difference_the_portable_file_is_chosen() {
     // All were tried, and the first is the chosen one.
     assert_eq!(done.candidates.len(), 6);
     assert_eq!(done.candidates[0].activations, Activations::Static);
+}
+
+/// Two layers side by side, each with half of the answers: inputs of the first have one channel so large that the
+/// others drown in its steps, but it has no weight.
+fn one_hopeless_layer(target: Target) -> Quantized {
+    let mut g = empty(17);
+    g.inputs.push(value_info("x", DType::Float, &[1, 64]));
+    g.outputs.push(value_info("y", DType::Float, &[1, 12]));
+    let mut hopeless = noise(1, 32 * 6);
+    hopeless[..6].fill(0.0);
+    let mut spread = vec![1.0; 32];
+    spread[0] = 1e5;
+    g.initializers.insert("a".into(), f32_tensor("a", &[32, 6], &hopeless));
+    g.initializers.insert("b".into(), f32_tensor("b", &[32, 6], &noise(2, 32 * 6)));
+    g.initializers.insert("spread".into(), f32_tensor("spread", &[32], &spread));
+    g.initializers.insert("halves".into(), vedge_runtime::onnx::i64_tensor("halves", &[2], &[32, 32]));
+    g.nodes.push(NodeProto::of("Split", &["x", "halves"], &["left", "right"], vec![attr::int("axis", 1)]));
+    g.nodes.push(NodeProto::of("Mul", &["left", "spread"], &["wide"], vec![]));
+    g.nodes.push(NodeProto::of("MatMul", &["wide", "a"], &["p"], vec![]));
+    g.nodes.push(NodeProto::of("MatMul", &["right", "b"], &["q"], vec![]));
+    g.nodes.push(NodeProto::of("Concat", &["p", "q"], &["y"], vec![attr::int("axis", 1)]));
+    for (name, n) in [("left", 32), ("right", 32), ("wide", 32), ("p", 6), ("q", 6)] {
+        g.value_info.insert(name.into(), value_info(name, DType::Float, &[1, n]));
+    }
+    let inputs: Vec<ArrayD<f32>> =
+        (0..16).map(|i| ArrayD::from_shape_vec(vec![1, 64], noise(500 + 64 * i, 64)).unwrap()).collect();
+    let mut reference: Vec<Vec<f32>> = vec![];
+    let options = Options::default();
+    let taps = [Tap::range("wide"), Tap::range("right")];
+    let all = inputs.iter().cloned().map(Ok);
+    let statistics = collect(&g, &taps, all, &options, |_, y| reference.push(y[0].iter().copied().collect())).unwrap();
+    let classes = reference.iter().map(|y| crate::evaluate::best(y)).collect();
+    let probes = Probes { inputs, reference, classes, output: 0, probabilities: false, held_out: false };
+    quantize(&g, Preset::Cpu, &target, Some(&Evidence { statistics, probes }), &card(), &options).unwrap()
+}
+
+#[test]
+fn the_layer_that_costs_the_answers_stays_float() {
+    let without = one_hopeless_layer(Target::default());
+    assert_eq!((without.layers.len(), without.skipped.len()), (2, 0));
+    assert!(without.effect.unwrap().agreement < 0.9, "{:?}", without.effect);
+    for target in
+        [Target { min_agreement: Some(1.0), max_drop: None }, Target { min_agreement: None, max_drop: Some(0.0) }]
+    {
+        let done = one_hopeless_layer(target);
+        assert_eq!(done.layers.iter().map(|l| l.name.as_str()).collect::<Vec<_>>(), ["q"]);
+        assert_eq!(done.skipped.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), ["p"]);
+        assert!(done.skipped[0].reason.starts_with("float16 weights to meet the target"));
+        assert_eq!(done.effect.unwrap().agreement, 1.0);
+        assert_eq!(count(&done.graph, "DequantizeLinear"), 1);
+    }
+}
+
+#[test]
+fn a_target_that_is_met_keeps_every_layer_in_integers() {
+    let target = Target { min_agreement: Some(0.05), max_drop: None };
+    assert_eq!(one_hopeless_layer(target).layers.len(), 2);
 }

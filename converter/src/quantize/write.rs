@@ -191,9 +191,17 @@ const WORTH_A_CAST: usize = 256;
 /// # Errors
 /// [`Error::BadModel`] for a damaged constant.
 pub fn write_f16(g: &mut Graph) -> Result<Halved> {
+    write_f16_of(g, |_| true)
+}
+
+/// As [`write_f16`], of the constants of some names only.
+///
+/// # Errors
+/// [`Error::BadModel`] for a damaged constant.
+pub fn write_f16_of(g: &mut Graph, wanted: impl Fn(&str) -> bool) -> Result<Halved> {
     let mut done = Halved::default();
-    let large = |(_, t): &(&String, &vedge_runtime::onnx::TensorProto)| {
-        t.dtype() == DType::Float && elements(&shape_of(t)) >= WORTH_A_CAST
+    let large = |(name, t): &(&String, &vedge_runtime::onnx::TensorProto)| {
+        t.dtype() == DType::Float && elements(&shape_of(t)) >= WORTH_A_CAST && wanted(name)
     };
     let names: Vec<String> = g.initializers.iter().filter(large).map(|(n, _)| n.clone()).collect();
     let mut casts = vec![];
