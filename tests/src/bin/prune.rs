@@ -1,6 +1,6 @@
 //! What pruning costs, with and without the least-squares repair: a table for tests/records/prune.md.
 //!
-//! `cargo run --release -p vedge-tests --bin prune -- MODEL PREPROCESS CALIBRATION VALIDATION [PICTURES]`
+//! `cargo run --release -p vedge-tests --bin prune -- MODEL PREPROCESS CALIBRATION VALIDATION [PICTURES [heads|neurons]]`
 //!
 //! PREPROCESS is a preset or a JSON file, the other two are class folders; the covariances come from 64 pictures of
 //! CALIBRATION, top-1 from PICTURES (1000) of VALIDATION. Float models, and what leaves is the same with and without.
@@ -18,7 +18,7 @@ use vedge_runtime::onnx::Graph;
 use vedge_runtime::{Options, Session};
 
 const CALIBRATION: usize = 64;
-const SHARES: [f64; 5] = [0.05, 0.1, 0.2, 0.3, 0.5];
+const SHARES: [f64; 5] = [0.2, 0.1, 0.3, 0.05, 0.5];
 
 struct Set {
     pictures: Vec<(ArrayD<f32>, usize)>,
@@ -44,7 +44,7 @@ impl Set {
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [model, preprocess, calibration, validation, rest @ ..] = arguments.as_slice() else {
-        anyhow::bail!("expected MODEL PREPROCESS CALIBRATION VALIDATION [PICTURES]");
+        anyhow::bail!("expected MODEL PREPROCESS CALIBRATION VALIDATION [PICTURES [heads|neurons]]");
     };
     let count = rest.first().map_or(Ok(1000), |c| c.parse())?;
     let mut graph = Graph::read(Path::new(model))?;
@@ -62,7 +62,8 @@ fn main() -> Result<()> {
         "| what | share of its work | left | repaired: top-1 | loss | agreement | not repaired: top-1 | loss | agreement |"
     );
     println!("|---|---|---|---|---|---|---|---|---|");
-    for kind in [Kind::Neurons, Kind::Heads] {
+    let asked = |kind: &Kind| rest.get(1).is_none_or(|only| only == kind.name());
+    for kind in [Kind::Heads, Kind::Neurons].into_iter().filter(asked) {
         let (units, _) = unit::find(&graph, kind);
         let options = Options { threads: 2, ..Options::default() };
         let start = Instant::now();
