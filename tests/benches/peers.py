@@ -3,7 +3,7 @@
 Usage: peers.py --vedge VEDGE --run VEDGE_RUN --out FOLDER [--models NAME,...] [--limit N] [--calib N]
 
 Models: deit_nano, mobilevit_nano (shipped), swin_nano, vits14_imagenette (shared data, VEDGE_SHARED). Peers: ONNX Runtime
-static (min-max; percentile 99.99) and dynamic, each with full-range and 7-bit weights, and NNCF (`nncf.quantize` on ONNX,
+static (min-max; percentile, its default) and dynamic, each with full-range and 7-bit weights, and NNCF (`nncf.quantize` on ONNX,
 transformer) where it is installed: `pip install nncf`, in an environment of its own. Peers run in ONNX Runtime with its default
 optimizations, as their users run them; ours in vedge-run. Writes FOLDER/peers.json and FOLDER/peers.md.
 """
@@ -65,7 +65,7 @@ def peers(source, tensors, out):
                 str(source), str(path), Reader(name, tensors),
                 quant_format=QuantFormat.QDQ, op_types_to_quantize=LAYERS, per_channel=True, reduce_range=reduce_range,
                 activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, calibrate_method=method,
-                extra_options={"CalibMaxIntermediateOutputs": 16},
+                extra_options={"CalibMaxIntermediateOutputs": 16} if method == CalibrationMethod.Percentile else {},
             )  # fmt: skip
 
         return make
