@@ -56,7 +56,7 @@ pub struct Manifest {
     pub target: String,
     /// The model, for people.
     pub model: String,
-    /// Largest memory of a process that loads the model and runs it once, in MiB, measured on the workstation.
+    /// Largest memory of a process that loads the model and runs it, in MiB, estimated from the sizes of both.
     pub peak_memory_mib: u32,
     /// What is in the program's ELF file.
     pub program: Elf,
@@ -79,7 +79,7 @@ pub struct Parts<'a> {
     pub model: Vec<u8>,
     /// The model, for people.
     pub about: String,
-    /// Largest memory in MiB, as measured.
+    /// Largest memory in MiB, estimated from the sizes of program and model.
     pub peak_memory_mib: u32,
     /// Where frames come from.
     pub source: &'a str,
