@@ -2,7 +2,7 @@
 //! padded canvas; a dense convolution then is a linear layer over gathered rows, a depthwise one runs directly.
 
 use super::MR_I8;
-use super::linear::{InputQuant, Linear, Rows, Weights, row_quant, widen};
+use super::linear::{InputQuant, Linear, Rows, Weights, widen};
 use super::rows::{Activation, ChannelScale, RowQuant};
 use crate::exec::Exec;
 use std::cell::RefCell;
@@ -52,6 +52,8 @@ pub enum Taps {
     I8 {
         /// Weights.
         values: Vec<i8>,
+        /// Sum of each channel's weights.
+        sums: Vec<i32>,
         /// Scale of each channel.
         scale: Vec<f32>,
         /// Quantization of the input; `PerRow` means one range for the whole picture.
@@ -59,6 +61,15 @@ pub enum Taps {
     },
     /// Float arithmetic.
     F32(Vec<f32>),
+}
+
+impl Taps {
+    /// Integer weights `[tap][channel]` with a scale for each channel.
+    pub fn i8(values: Vec<i8>, scale: Vec<f32>, quant: InputQuant) -> Taps {
+        let mut sums = vec![0; scale.len()];
+        values.iter().enumerate().for_each(|(i, &w)| sums[i % scale.len()] += i32::from(w));
+        Taps::I8 { values, sums, scale, quant }
+    }
 }
 
 /// `activation(conv(x) + bias)`, float in and out, channels last.
@@ -185,9 +196,9 @@ impl Conv {
                 Weights::F32(_) => self.dense_f32(exec, linear, self.pad(exec, x, &mut s.floats), out),
             },
             Filter::Depthwise(d) => match &d.taps {
-                Taps::I8 { values, scale, quant } => {
+                Taps::I8 { quant, .. } => {
                     let quant = self.quantize(exec, x, *quant, 0, &mut s.bytes);
-                    self.depthwise_i8(exec, d, (values, scale), quant, &s.bytes, out);
+                    self.depthwise_i8(exec, d, quant, &s.bytes, out);
                 }
                 Taps::F32(taps) => self.depthwise_f32(exec, d, taps, self.pad(exec, x, &mut s.floats), out),
             },
@@ -196,18 +207,10 @@ impl Conv {
 
     /// Quantizes the picture into the canvas; returns the scale and the stored zero.
     fn quantize(&self, exec: &Exec, x: &[f32], quant: InputQuant, flip: u8, canvas: &mut Vec<u8>) -> RowQuant {
-        let rows = &exec.kernels.rows;
-        let (scale, inverse, zero) = match quant {
-            InputQuant::Static { scale, zero } => (scale, 1. / scale, f32::from(zero)),
-            InputQuant::PerRow => {
-                // SAFETY: the kernels came from `available`.
-                let (low, high) = unsafe { (rows.range)(x) };
-                row_quant(low, high)
-            }
-        };
+        let (scale, inverse, zero) = quant.parameters(exec.kernels, x);
         self.fill(exec, x, canvas, zero as u8 ^ flip, &|x, line| {
-            // SAFETY: as above.
-            unsafe { (rows.quantize)(x, inverse, zero, flip, line) };
+            // SAFETY: the kernels came from `available`.
+            unsafe { (exec.kernels.rows.quantize)(x, inverse, zero, flip, line) };
         });
         RowQuant { scale, zero: zero as i32 - i32::from(flip) }
     }
@@ -281,21 +284,11 @@ impl Conv {
         });
     }
 
-    fn depthwise_i8(
-        &self,
-        exec: &Exec,
-        d: &Depthwise,
-        (taps, scale): (&[i8], &[f32]),
-        quant: RowQuant,
-        canvas: &[u8],
-        out: &mut [f32],
-    ) {
-        let g = &self.geometry;
-        let c = g.input[2];
-        // What the zero point adds to each sum is taken off through the bias: it is an integer, exact in a float.
+    fn depthwise_i8(&self, exec: &Exec, d: &Depthwise, quant: RowQuant, canvas: &[u8], out: &mut [f32]) {
+        let (g, c) = (&self.geometry, self.geometry.input[2]);
+        let Taps::I8 { values: taps, sums, scale, .. } = &d.taps else { unreachable!("integer weights") };
         let factor: Vec<f32> = scale.iter().map(|s| s * quant.scale).collect();
-        let sums = (0..c).map(|i| taps[i..].iter().step_by(c).map(|&w| i32::from(w)).sum::<i32>());
-        let offset: Vec<i32> = sums.map(|sum| -quant.zero * sum).collect();
+        let offset: Vec<i32> = sums.iter().map(|sum| -quant.zero * sum).collect();
         let finish = ChannelScale { offset: &offset, factor: &factor, bias: &d.bias };
         let offsets = g.tap_offsets();
         let rows = &exec.kernels.rows;
@@ -407,7 +400,7 @@ mod tests {
                     let (activation, k) = (Activation::Relu, g.taps() * inputs);
                     let filter = if depthwise {
                         let taps = match integer {
-                            true => Taps::I8 { values: q.clone(), scale: scale.clone(), quant },
+                            true => Taps::i8(q.clone(), scale.clone(), quant),
                             false => Taps::F32(weights.clone()),
                         };
                         Filter::Depthwise(Depthwise { taps, bias: bias.clone(), activation })

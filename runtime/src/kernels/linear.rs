@@ -19,6 +19,20 @@ pub enum InputQuant {
     PerRow,
 }
 
+impl InputQuant {
+    /// Scale, inverse scale and zero point for values that share a range.
+    pub fn parameters(self, kernels: &Kernels, x: &[f32]) -> (f32, f32, f32) {
+        match self {
+            InputQuant::Static { scale, zero } => (scale, 1. / scale, f32::from(zero)),
+            InputQuant::PerRow => {
+                // SAFETY: `kernels` came from `available`.
+                let (low, high) = unsafe { (kernels.rows.range)(x) };
+                row_quant(low, high)
+            }
+        }
+    }
+}
+
 /// Weights of a linear layer, packed for the kernel in use.
 #[derive(Clone, Debug)]
 pub enum Weights {
@@ -247,15 +261,8 @@ pub fn quantize_rows(
     bytes.resize(padded * stride, 0);
     quants.clear();
     for (x, q) in x.chunks_exact(k).zip(bytes.chunks_exact_mut(stride)) {
-        let (scale, inverse, zero) = match quant {
-            InputQuant::Static { scale, zero } => (scale, 1. / scale, f32::from(zero)),
-            InputQuant::PerRow => {
-                // SAFETY: `kernels` came from `available`.
-                let (low, high) = unsafe { (kernels.rows.range)(x) };
-                row_quant(low, high)
-            }
-        };
-        // SAFETY: as above.
+        let (scale, inverse, zero) = quant.parameters(kernels, x);
+        // SAFETY: `kernels` came from `available`.
         unsafe { (kernels.rows.quantize)(x, inverse, zero, kernels.flip, &mut q[..k]) };
         quants.push(RowQuant { scale, zero: zero as i32 - offset });
     }

@@ -292,17 +292,6 @@ pub fn exponentials<const FMA: bool>(x: &mut [f32], n: usize, scale: f32) -> f32
     1.0 / acc.iter().sum::<f32>()
 }
 
-/// Calls `f` for runs of [`LANES`] channels of each output: index of the output, first channel. The last run overlaps
-/// the one before it where the channels are no multiple. Channels must be at least [`LANES`].
-#[inline(always)]
-fn channel_runs(outputs: usize, channels: usize, mut f: impl FnMut(usize, usize)) {
-    for x in 0..outputs {
-        for run in 0..channels.div_ceil(LANES) {
-            f(x, (run * LANES).min(channels - LANES));
-        }
-    }
-}
-
 impl<A: Copy, W: Copy> DepthwiseRow<'_, A, W> {
     /// Checks that `outputs` lie inside the canvas and the weights, so that [`DepthwiseRow::sums`] may be called.
     #[inline(always)]
@@ -342,27 +331,44 @@ impl<A: Copy, W: Copy> DepthwiseRow<'_, A, W> {
     }
 }
 
+/// Sums up [`LANES`] channels at a time, the last run overlapping the one before it where the channels are no multiple;
+/// `finish` turns the sums of the channels from one on into outputs.
 #[inline(always)]
-pub fn depthwise_i8<const FMA: bool>(row: &DepthwiseRow<u8, i8>, finish: &ChannelScale, out: &mut [f32]) {
+fn depthwise<A: Copy, W: Copy, S: Copy>(
+    row: &DepthwiseRow<A, W>,
+    out: &mut [f32],
+    zero: S,
+    multiply_add: impl Fn(S, A, W) -> S + Copy,
+    finish: impl Fn(&[S], usize, &mut [f32]),
+) {
     let c = row.geometry.input[2];
     row.check(out.len() / c);
-    let multiply_add = |sum: i32, a: u8, w: i8| sum + i32::from(a) * i32::from(w);
-    let ChannelScale { offset, factor, bias } = *finish;
-    if c < LANES {
-        for (at, out) in out.iter_mut().enumerate() {
-            // SAFETY: checked.
-            let [sum] = unsafe { row.sums(at / c, at % c, 0, multiply_add) };
-            *out = fma::<FMA>((sum + offset[at % c]) as f32, factor[at % c], bias[at % c]);
+    for (x, out) in out.chunks_exact_mut(c).enumerate() {
+        if c < LANES {
+            for channel in 0..c {
+                // SAFETY: checked.
+                let sums: [S; 1] = unsafe { row.sums(x, channel, zero, multiply_add) };
+                finish(&sums, channel, &mut out[channel..=channel]);
+            }
+            continue;
         }
-        return;
+        for run in 0..c.div_ceil(LANES) {
+            let channel = (run * LANES).min(c - LANES);
+            // SAFETY: checked.
+            let sums: [S; LANES] = unsafe { row.sums(x, channel, zero, multiply_add) };
+            finish(&sums, channel, &mut out[channel..channel + LANES]);
+        }
     }
-    channel_runs(out.len() / c, c, |x, channel| {
-        // SAFETY: checked.
-        let sums: [i32; LANES] = unsafe { row.sums(x, channel, 0, multiply_add) };
-        let out = &mut out[x * c + channel..][..LANES];
-        let (offset, factor) = (&offset[channel..][..LANES], &factor[channel..][..LANES]);
-        let bias = &bias[channel..][..LANES];
-        for i in 0..LANES {
+}
+
+#[inline(always)]
+pub fn depthwise_i8<const FMA: bool>(row: &DepthwiseRow<u8, i8>, scale: &ChannelScale, out: &mut [f32]) {
+    let multiply_add = |sum: i32, a: u8, w: i8| sum + i32::from(a) * i32::from(w);
+    depthwise(row, out, 0, multiply_add, |sums, channel, out| {
+        let n = out.len();
+        let (offset, factor) = (&scale.offset[channel..][..n], &scale.factor[channel..][..n]);
+        let (sums, bias) = (&sums[..n], &scale.bias[channel..][..n]);
+        for i in 0..n {
             out[i] = fma::<FMA>((sums[i] + offset[i]) as f32, factor[i], bias[i]);
         }
     });
@@ -370,23 +376,11 @@ pub fn depthwise_i8<const FMA: bool>(row: &DepthwiseRow<u8, i8>, finish: &Channe
 
 #[inline(always)]
 pub fn depthwise_f32<const FMA: bool>(row: &DepthwiseRow<f32, f32>, bias: &[f32], out: &mut [f32]) {
-    let c = row.geometry.input[2];
-    row.check(out.len() / c);
     let multiply_add = |sum: f32, a: f32, w: f32| fma::<FMA>(a, w, sum);
-    if c < LANES {
-        for (at, out) in out.iter_mut().enumerate() {
-            // SAFETY: checked.
-            let [sum] = unsafe { row.sums(at / c, at % c, 0., multiply_add) };
-            *out = sum + bias[at % c];
-        }
-        return;
-    }
-    channel_runs(out.len() / c, c, |x, channel| {
-        // SAFETY: checked.
-        let sums: [f32; LANES] = unsafe { row.sums(x, channel, 0., multiply_add) };
-        let out = &mut out[x * c + channel..][..LANES];
-        let bias = &bias[channel..][..LANES];
-        for i in 0..LANES {
+    depthwise(row, out, 0., multiply_add, |sums, channel, out| {
+        let n = out.len();
+        let (sums, bias) = (&sums[..n], &bias[channel..][..n]);
+        for i in 0..n {
             out[i] = sums[i] + bias[i];
         }
     });

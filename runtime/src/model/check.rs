@@ -141,7 +141,9 @@ impl Conv {
             Filter::Dense(l) => l.norm.is_none() && l.k() == g.taps() * c && l.n() == oc && l.bias.len() * NR >= oc,
             Filter::Depthwise(d) => {
                 let taps = match &d.taps {
-                    Taps::I8 { values, scale, .. } => values.len() == g.taps() * c && scale.len() == c,
+                    Taps::I8 { values, sums, scale, .. } => {
+                        values.len() == g.taps() * c && scale.len() == c && sums.len() == c
+                    }
                     Taps::F32(values) => values.len() == g.taps() * c,
                 };
                 taps && oc == c && d.bias.len() == c

@@ -1,6 +1,7 @@
 //! Constant weights as a file spells them: float, float16 behind a Cast, or int8 behind DequantizeLinear.
 
 use crate::onnx::{DType, Graph, NodeProto, Uses, elements, shape_of, to_f32, to_i8, to_i64};
+use std::borrow::Cow;
 
 /// A constant weight tensor.
 pub enum Constant {
@@ -28,13 +29,14 @@ impl Constant {
     }
 
     /// The values as floats, in their order.
-    pub fn into_f32(self) -> Vec<f32> {
+    pub fn to_f32(&self) -> Cow<'_, [f32]> {
         match self {
-            Constant::F32(values, _) => values,
+            Constant::F32(values, _) => Cow::Borrowed(values),
             Constant::I8 { values, shape, scale, axis } => {
-                let inner: usize = if scale.len() == 1 { 1 } else { shape[axis + 1..].iter().product() };
+                // With one scale for all, any axis will do.
+                let inner: usize = shape.iter().skip(axis + 1).product();
                 let of = |i: usize| scale[i / inner.max(1) % scale.len()];
-                values.iter().enumerate().map(|(i, &v)| f32::from(v) * of(i)).collect()
+                Cow::Owned(values.iter().enumerate().map(|(i, &v)| f32::from(v) * of(i)).collect())
             }
         }
     }

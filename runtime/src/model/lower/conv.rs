@@ -4,6 +4,7 @@
 //! meet their inverse and vanish. A pointwise convolution then is a linear layer over pixels.
 
 use super::constant::{Constant, constant, quantized};
+use super::linear::is_residual;
 use super::movement::{TO_FIRST, TO_LAST};
 use super::{Fused, Lowered, Rewrites};
 use crate::error::Result;
@@ -60,8 +61,7 @@ pub fn run(l: &mut Lowered, kernels: &Kernels, per_token: bool) -> Result<()> {
             && let add = &l.graph.nodes[next]
             && add.op_type() == "Add"
             && let Some(other) = add.input.iter().find(|o| **o != output)
-            && !l.graph.initializers.contains_key(other)
-            && l.graph.fact(other) == l.graph.fact(&output)
+            && is_residual(&l.graph, other, &output)
         {
             residual = Some(other.clone());
             nodes.push(next);
@@ -168,7 +168,7 @@ impl Found {
                     Weights::I8(I8Weights::pack(kernels, oc, k, &rows, &scales(&scale)), quant)
                 }
                 (weight, _) => {
-                    let values = weight.into_f32();
+                    let values = weight.to_f32();
                     Weights::F32(F32Weights::pack(oc, k, |row, i| values[at(row, i)]))
                 }
             };
@@ -182,10 +182,10 @@ impl Found {
         let taps = match (weight, quant) {
             (Constant::I8 { values, scale, .. }, Some(quant)) => {
                 let values = (0..values.len()).map(|i| values[at(i)]).collect();
-                Taps::I8 { values, scale: scales(&scale), quant }
+                Taps::i8(values, scales(&scale), quant)
             }
             (weight, _) => {
-                let values = weight.into_f32();
+                let values = weight.to_f32();
                 Taps::F32((0..values.len()).map(|i| values[at(i)]).collect())
             }
         };

@@ -152,7 +152,7 @@ fn extend(l: &Lowered, uses: &Uses, r: &Rewrites, f: &mut Found) {
                 f.scale.iter_mut().zip(&s).for_each(|(x, s)| *x *= s);
             }
             ("Add", None) => {
-                let Some(residual) = operand.filter(|o| is_residual(g, o, f)) else { return };
+                let Some(residual) = operand.filter(|o| is_residual(g, o, &f.output)) else { return };
                 f.residual = Some(residual.clone());
                 f.nodes.push(next);
                 f.output = node.output[0].clone();
@@ -168,8 +168,9 @@ fn extend(l: &Lowered, uses: &Uses, r: &Rewrites, f: &mut Found) {
     }
 }
 
-fn is_residual(g: &Graph, name: &str, f: &Found) -> bool {
-    !g.initializers.contains_key(name) && g.fact(name).is_some() && g.fact(name) == g.fact(&f.output)
+/// Whether a value may be added to an operator's output as it leaves it.
+pub fn is_residual(g: &Graph, name: &str, output: &str) -> bool {
+    !g.initializers.contains_key(name) && g.fact(name).is_some() && g.fact(name) == g.fact(output)
 }
 
 fn pack(kernels: &Kernels, f: &Found) -> Weights {
@@ -184,13 +185,8 @@ fn pack(kernels: &Kernels, f: &Found) -> Weights {
             let scale: Vec<f32> = f.scale.iter().enumerate().map(|(c, s)| s * scale[c % scale.len()]).collect();
             Weights::I8(I8Weights::pack_strided(kernels, [n, k], values, strides, &scale), quant)
         }
-        (Constant::I8 { values, scale, axis, .. }, None) => {
-            let of = |row: usize, i: usize| {
-                scale[if scale.len() == 1 { 0 } else { [i, row][usize::from((*axis == 1) == f.by_input)] }]
-            };
-            Weights::F32(F32Weights::pack(n, k, |row, i| f32::from(values[at(row, i)]) * of(row, i) * f.scale[row]))
-        }
-        (Constant::F32(values, _), _) => {
+        (weight, _) => {
+            let values = weight.to_f32();
             Weights::F32(F32Weights::pack(n, k, |row, i| values[at(row, i)] * f.scale[row]))
         }
     }
