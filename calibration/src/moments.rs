@@ -1,10 +1,11 @@
 //! Means and covariances of inner values: what the least-squares repair of a pruned layer needs.
 
+use crate::statistics::{not_finite, watch};
 use ndarray::linalg::general_mat_mul;
 use ndarray::{Array1, Array2, ArrayD, ArrayView2, Axis};
 use std::collections::BTreeMap;
-use vedge_runtime::onnx::{Graph, value_info};
-use vedge_runtime::{Error, Options, Result, Session};
+use vedge_runtime::onnx::Graph;
+use vedge_runtime::{Error, Options, Result};
 
 /// First and second moments of rows (the last axis of a value), summed in f64; size does not grow with their number.
 #[derive(Clone, Debug)]
@@ -53,7 +54,7 @@ impl Moments {
 /// hears of each picture's outputs.
 ///
 /// # Errors
-/// Those of [`Session`] and of `inputs`; [`Error::Shape`] for a tap that the graph does not have; [`Error::BadModel`]
+/// Those of [`Session`](vedge_runtime::Session) and of `inputs`; [`Error::Shape`] for a tap that the graph does not have; [`Error::BadModel`]
 /// when a value is infinite or NaN.
 pub fn moments(
     graph: &Graph,
@@ -62,32 +63,25 @@ pub fn moments(
     options: &Options,
     mut done: impl FnMut(usize, &[ArrayD<f32>]),
 ) -> Result<BTreeMap<String, Moments>> {
-    let mut tapped = graph.clone();
-    let own = graph.outputs.len();
     let mut all = vec![];
     for t in taps {
-        let unknown = || Error::Shape(format!("value `{t}` has no fixed shape in the graph"));
-        let (dtype, shape) = graph.fact(t).ok_or_else(unknown)?;
-        all.push((shape.last().copied().ok_or_else(unknown)?, None));
-        tapped.outputs.push(value_info(t, dtype, &shape));
+        let width = graph.shape(t).and_then(|s| s.last().copied());
+        let width = width.ok_or_else(|| Error::Shape(format!("value `{t}` has no fixed shape in the graph")))?;
+        all.push((width, None));
     }
-    let mut session = Session::from_graph(tapped, options)?;
-    for (picture, x) in inputs.enumerate() {
-        let outputs = session.run(&[x?])?;
-        for ((value, tap), (width, moments)) in outputs[own..].iter().zip(taps).zip(&mut all) {
-            if value.iter().any(|v| !v.is_finite()) {
-                let number = picture + 1;
-                return Err(Error::BadModel(format!(
-                    "value `{tap}` is infinite or NaN on calibration picture {number} (counted from 1)"
-                )));
-            }
-            let value = value.as_standard_layout();
-            let rows = value.view().into_shape_with_order((value.len() / *width, *width));
-            let rows = rows.map_err(|e| Error::Shape(format!("value `{tap}`: {e}")))?;
-            moments.get_or_insert_with(|| Moments::new(*width)).add(rows);
+    let values: Vec<&str> = taps.iter().map(String::as_str).collect();
+    let see = |picture: usize, at: usize, value: &ArrayD<f32>| {
+        if value.iter().any(|v| !v.is_finite()) {
+            return Err(not_finite(&taps[at], picture));
         }
-        done(picture, &outputs[..own]);
-    }
+        let (width, moments) = &mut all[at];
+        let value = value.as_standard_layout();
+        let rows = value.view().into_shape_with_order((value.len() / *width, *width));
+        let rows = rows.map_err(|e| Error::Shape(format!("value `{}`: {e}", taps[at])))?;
+        moments.get_or_insert_with(|| Moments::new(*width)).add(rows);
+        Ok(())
+    };
+    watch(graph, &values, inputs, options, see, &mut done)?;
     Ok(taps.iter().cloned().zip(all.into_iter().map(|(width, m)| m.unwrap_or_else(|| Moments::new(width)))).collect())
 }
 

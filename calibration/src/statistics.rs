@@ -46,50 +46,79 @@ pub fn collect(
     options: &Options,
     mut done: impl FnMut(usize, &[ArrayD<f32>]),
 ) -> Result<Statistics> {
+    let mut all = Statistics::default();
+    let values: Vec<&str> = taps.iter().map(|t| t.value.as_str()).collect();
+    let see = |picture: usize, at: usize, value: &ArrayD<f32>| {
+        let tap = &taps[at];
+        let histogram = all.observed.entry(tap.value.clone()).or_default();
+        match value.as_slice() {
+            Some(s) => histogram.add(s.iter().copied()),
+            None => histogram.add(value.iter().copied()),
+        }
+        if histogram.not_finite() > 0 {
+            return Err(not_finite(&tap.value, picture));
+        }
+        for &view in &tap.views {
+            let key = (tap.value.clone(), view);
+            if !all.moments.contains_key(&key) {
+                let new = InputMoments::new(value.shape(), view).ok_or_else(|| {
+                    Error::Shape(format!("value `{}` of shape {:?} is no {view:?}", tap.value, value.shape()))
+                })?;
+                all.moments.insert(key.clone(), new);
+            }
+            all.moments.get_mut(&key).expect("inserted above").add(value);
+        }
+        Ok(())
+    };
+    all.pictures = watch(graph, &values, inputs, options, see, &mut done)?;
+    Ok(all)
+}
+
+/// Runs `graph` on `inputs` and hands the values named `taps` to `see`: number of the picture, index of the tap, value.
+/// `done` hears of each picture's own outputs. Returns how many pictures were run.
+///
+/// # Errors
+/// As [`collect`], and those of `see`.
+pub(crate) fn watch(
+    graph: &Graph,
+    taps: &[&str],
+    inputs: impl Iterator<Item = Result<ArrayD<f32>>>,
+    options: &Options,
+    mut see: impl FnMut(usize, usize, &ArrayD<f32>) -> Result<()>,
+    done: &mut dyn FnMut(usize, &[ArrayD<f32>]),
+) -> Result<usize> {
     let mut tapped = graph.clone();
     let own = graph.outputs.len();
     let input = graph.inputs.first().map(|i| i.name().to_string()).unwrap_or_default();
-    let (on_input, inside): (Vec<&Tap>, Vec<&Tap>) = taps.iter().partition(|t| t.value == input);
-    for Tap { value: t, .. } in &inside {
+    let (on_input, inside): (Vec<usize>, Vec<usize>) = (0..taps.len()).partition(|&i| taps[i] == input);
+    for &t in &inside {
+        let t = taps[t];
         let (dtype, shape) =
             graph.fact(t).ok_or_else(|| Error::Shape(format!("value `{t}` has no fixed shape in the graph")))?;
         tapped.outputs.push(vedge_runtime::onnx::value_info(t, dtype, &shape));
     }
     let mut session = Session::from_graph(tapped, options)?;
-    let mut all = Statistics::default();
+    let mut pictures = 0;
     for x in inputs {
         let x = [x?];
         let outputs = session.run(&x)?;
-        let seen = on_input.iter().map(|t| (*t, &x[0])).chain(inside.iter().copied().zip(&outputs[own..]));
+        let seen = on_input.iter().map(|&t| (t, &x[0])).chain(inside.iter().copied().zip(&outputs[own..]));
         for (tap, value) in seen {
-            let histogram = all.observed.entry(tap.value.clone()).or_default();
-            match value.as_slice() {
-                Some(s) => histogram.add(s.iter().copied()),
-                None => histogram.add(value.iter().copied()),
-            }
-            if histogram.not_finite() > 0 {
-                return Err(Error::BadModel(format!(
-                    "value `{}` is infinite or NaN on calibration picture {} (counted from 1): the float model \
-                     overflows there, or the preprocessing does not fit it",
-                    tap.value,
-                    all.pictures + 1
-                )));
-            }
-            for &view in &tap.views {
-                let key = (tap.value.clone(), view);
-                if !all.moments.contains_key(&key) {
-                    let new = InputMoments::new(value.shape(), view).ok_or_else(|| {
-                        Error::Shape(format!("value `{}` of shape {:?} is no {view:?}", tap.value, value.shape()))
-                    })?;
-                    all.moments.insert(key.clone(), new);
-                }
-                all.moments.get_mut(&key).expect("inserted above").add(value);
-            }
+            see(pictures, tap, value)?;
         }
-        done(all.pictures, &outputs[..own]);
-        all.pictures += 1;
+        done(pictures, &outputs[..own]);
+        pictures += 1;
     }
-    Ok(all)
+    Ok(pictures)
+}
+
+/// The error for a value that is infinite or NaN on a picture (counted from 0).
+pub(crate) fn not_finite(value: &str, picture: usize) -> Error {
+    Error::BadModel(format!(
+        "value `{value}` is infinite or NaN on calibration picture {} (counted from 1): the float model overflows there, \
+         or the preprocessing does not fit it",
+        picture + 1
+    ))
 }
 
 #[cfg(test)]

@@ -163,7 +163,7 @@ pub fn convert(source: &Path, settings: &Settings) -> Result<Converted> {
         pruned = prune::prune(&mut graph, &settings.prune, &pictures, &settings.options)?;
         notes.append(&mut pruned.notes);
         warnings.append(&mut pruned.warnings);
-        calibration = Some(CalibrationData { pictures: items.len(), sha256: dataset::fingerprint(items)? });
+        calibration = Some(calibration_data(items)?);
     }
     let mut card = Card {
         version: VERSION,
@@ -324,6 +324,10 @@ fn note(done: &Quantized) -> String {
     format!("int8: {} layers, weights per channel, {how}{float}", done.layers.len())
 }
 
+fn calibration_data(items: &[Item]) -> Result<CalibrationData> {
+    Ok(CalibrationData { pictures: items.len(), sha256: dataset::fingerprint(items)? })
+}
+
 /// Quantizes, and tells the card how well that went.
 fn int8(
     graph: &Graph,
@@ -343,8 +347,10 @@ fn int8(
     }
     card.activations = done.activations;
     if let (Some(items), Some(e), Some(effect)) = (items, &evidence, done.effect) {
-        card.provenance.calibration =
-            Some(CalibrationData { pictures: items.len(), sha256: dataset::fingerprint(items)? });
+        // Pruning has read the same pictures already.
+        if card.provenance.calibration.is_none() {
+            card.provenance.calibration = Some(calibration_data(items)?);
+        }
         if card.output.kind != "features" {
             card.accuracy = Some(Accuracy {
                 measured_on: e.probes.measured_on().into(),

@@ -7,6 +7,7 @@ pub mod walk;
 
 pub use unit::{Kind, Unit};
 
+use crate::evaluate::divergence;
 use crate::{progress, shapes};
 use eliminate::{Elimination, RIDGE};
 use ndarray::{Array1, Array2, ArrayD};
@@ -317,19 +318,13 @@ fn effect(
     let mut sum = 0.0;
     for (x, want) in probes.iter().zip(reference) {
         let got = session.run(std::slice::from_ref(x))?;
-        sum += divergence(want, &got[output]);
+        sum += divergence(&logits(want), &logits(&got[output]), false);
     }
     Ok(sum / probes.len().max(1) as f64)
 }
 
-/// KL divergence of the softmax of two rows of logits.
-fn divergence(want: &ArrayD<f32>, got: &ArrayD<f32>) -> f64 {
-    let log_softmax = |a: &ArrayD<f32>| -> Vec<f64> {
-        let largest = a.iter().fold(f32::NEG_INFINITY, |m, &v| m.max(v));
-        let sum: f64 = a.iter().map(|&v| f64::from(v - largest).exp()).sum();
-        a.iter().map(|&v| f64::from(v - largest) - sum.ln()).collect()
-    };
-    log_softmax(want).iter().zip(log_softmax(got)).map(|(p, q)| p.exp() * (p - q)).sum()
+fn logits(y: &ArrayD<f32>) -> Vec<f32> {
+    y.iter().copied().collect()
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ fn pruned(g: &Graph, request: Request) -> (Graph, Pruned) {
 }
 
 fn far(a: &[ArrayD<f32>], b: &[ArrayD<f32>]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| divergence(a, b)).sum::<f64>() / a.len() as f64
+    a.iter().zip(b).map(|(a, b)| divergence(&logits(a), &logits(b), false)).sum::<f64>() / a.len() as f64
 }
 
 #[test]
