@@ -31,10 +31,8 @@ LAYERS = ["Conv", "MatMul", "Gemm"]
 
 
 def read_fashion(path):
-    """A picture as models/fashion.json says."""
-    grey = np.asarray(Image.open(path).convert("L").resize((64, 64), Image.BILINEAR), np.float32)
-    x = (grey / np.float32(255) - np.float32(0.5)) / np.float32(0.25)
-    return np.repeat(x[None, None], 3, axis=1)
+    """A picture as a batch of one."""
+    return parity.fashion_tensor(Image.open(path).convert("L"))[None]
 
 
 def calibration(folder, count, read):

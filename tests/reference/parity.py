@@ -75,14 +75,18 @@ def check_zoo(args):
     return rows
 
 
+def fashion_tensor(picture):
+    """A grey picture as a tensor [3, 64, 64], as models/fashion.json says."""
+    grey = np.asarray(picture.resize((64, 64), Image.BILINEAR), np.float32)
+    return np.repeat(((grey / np.float32(255) - np.float32(0.5)) / np.float32(0.25))[None], 3, axis=0)
+
+
 def fashion(limit):
-    """Chunks of tensors [n, 3, 64, 64] and classes [n], as models/fashion.json says."""
+    """Chunks of tensors [n, 3, 64, 64] and classes [n]."""
     pictures, classes = fashion_mnist.load("test")
     for start in range(0, min(limit, len(pictures)), 500):
         chunk = pictures[start : start + 500]
-        grey = np.stack([np.asarray(Image.fromarray(p).resize((64, 64), Image.BILINEAR), np.float32) for p in chunk])
-        x = (grey / np.float32(255) - np.float32(0.5)) / np.float32(0.25)
-        yield np.repeat(x[:, None], 3, axis=1), classes[start : start + 500]
+        yield np.stack([fashion_tensor(Image.fromarray(p)) for p in chunk]), classes[start : start + 500]
 
 
 def read_imagenette(path):
