@@ -70,15 +70,17 @@ pub fn moments(
         all.push((width, None));
     }
     let values: Vec<&str> = taps.iter().map(String::as_str).collect();
-    let see = |picture: usize, at: usize, value: &ArrayD<f32>| {
-        if value.iter().any(|v| !v.is_finite()) {
-            return Err(not_finite(&taps[at], picture));
+    let see = |picture: usize, values: &[(usize, &ArrayD<f32>)]| {
+        for &(at, value) in values {
+            if value.iter().any(|v| !v.is_finite()) {
+                return Err(not_finite(&taps[at], picture));
+            }
+            let (width, moments) = &mut all[at];
+            let value = value.as_standard_layout();
+            let rows = value.view().into_shape_with_order((value.len() / *width, *width));
+            let rows = rows.map_err(|e| Error::Shape(format!("value `{}`: {e}", taps[at])))?;
+            moments.get_or_insert_with(|| Moments::new(*width)).add(rows);
         }
-        let (width, moments) = &mut all[at];
-        let value = value.as_standard_layout();
-        let rows = value.view().into_shape_with_order((value.len() / *width, *width));
-        let rows = rows.map_err(|e| Error::Shape(format!("value `{}`: {e}", taps[at])))?;
-        moments.get_or_insert_with(|| Moments::new(*width)).add(rows);
         Ok(())
     };
     watch(graph, &values, inputs, options, see, &mut done)?;

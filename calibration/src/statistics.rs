@@ -3,7 +3,9 @@
 use crate::input_moments::{InputMoments, View};
 use crate::observer::Histogram;
 use ndarray::ArrayD;
+use rayon::prelude::*;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use vedge_runtime::onnx::Graph;
 use vedge_runtime::{Error, Options, Result, Session};
 
@@ -46,35 +48,57 @@ pub fn collect(
     options: &Options,
     mut done: impl FnMut(usize, &[ArrayD<f32>]),
 ) -> Result<Statistics> {
-    let mut all = Statistics::default();
     let values: Vec<&str> = taps.iter().map(|t| t.value.as_str()).collect();
-    let see = |picture: usize, at: usize, value: &ArrayD<f32>| {
-        let tap = &taps[at];
-        let histogram = all.observed.entry(tap.value.clone()).or_default();
-        match value.as_slice() {
-            Some(s) => histogram.add(s.iter().copied()),
-            None => histogram.add(value.iter().copied()),
-        }
-        if histogram.not_finite() > 0 {
-            return Err(not_finite(&tap.value, picture));
-        }
-        for &view in &tap.views {
-            let key = (tap.value.clone(), view);
-            if !all.moments.contains_key(&key) {
-                let new = InputMoments::new(value.shape(), view).ok_or_else(|| {
-                    Error::Shape(format!("value `{}` of shape {:?} is no {view:?}", tap.value, value.shape()))
-                })?;
-                all.moments.insert(key.clone(), new);
-            }
-            all.moments.get_mut(&key).expect("inserted above").add(value);
-        }
-        Ok(())
+    let mut seen: Vec<Seen> = taps.iter().map(|_| Seen::default()).collect();
+    // Each value of a picture for itself, on all threads; the pictures one after the other, so that sums have one order.
+    let workers = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build();
+    let workers = workers.map_err(|e| Error::Engine(format!("no worker threads: {e}")))?;
+    let see = |picture: usize, values: &[(usize, &ArrayD<f32>)]| {
+        let mut of: Vec<Option<&ArrayD<f32>>> = vec![None; taps.len()];
+        values.iter().for_each(|(at, value)| of[*at] = Some(value));
+        let each = seen.par_iter_mut().zip(taps).zip(of);
+        let results: Vec<Result<()>> = workers
+            .install(|| each.map(|((seen, tap), value)| value.map_or(Ok(()), |v| seen.add(tap, v, picture))).collect());
+        results.into_iter().collect()
     };
-    all.pictures = watch(graph, &values, inputs, options, see, &mut done)?;
+    let pictures = watch(graph, &values, inputs, options, see, &mut done)?;
+    let mut all = Statistics { pictures, ..Statistics::default() };
+    for (tap, seen) in taps.iter().zip(seen) {
+        all.observed.insert(tap.value.clone(), seen.range);
+        all.moments.extend(seen.moments.into_iter().map(|(view, m)| ((tap.value.clone(), view), m)));
+    }
     Ok(all)
 }
 
-/// Runs `graph` on `inputs` and hands the values named `taps` to `see`: number of the picture, index of the tap, value.
+/// What is kept of one value.
+#[derive(Default)]
+struct Seen {
+    range: Histogram,
+    moments: BTreeMap<View, InputMoments>,
+}
+
+impl Seen {
+    fn add(&mut self, tap: &Tap, value: &ArrayD<f32>, picture: usize) -> Result<()> {
+        match value.as_slice() {
+            Some(s) => self.range.add(s.iter().copied()),
+            None => self.range.add(value.iter().copied()),
+        }
+        if self.range.not_finite() > 0 {
+            return Err(not_finite(&tap.value, picture));
+        }
+        for &view in &tap.views {
+            if let Entry::Vacant(e) = self.moments.entry(view) {
+                e.insert(InputMoments::new(value.shape(), view).ok_or_else(|| {
+                    Error::Shape(format!("value `{}` of shape {:?} is no {view:?}", tap.value, value.shape()))
+                })?);
+            }
+            self.moments.get_mut(&view).expect("inserted above").add(value);
+        }
+        Ok(())
+    }
+}
+
+/// Runs `graph` on `inputs` and hands the values named `taps` to `see`, those of one picture at a time: number of the picture, index of the tap and value of each.
 /// `done` hears of each picture's own outputs. Returns how many pictures were run.
 ///
 /// # Errors
@@ -84,7 +108,7 @@ pub(crate) fn watch(
     taps: &[&str],
     inputs: impl Iterator<Item = Result<ArrayD<f32>>>,
     options: &Options,
-    mut see: impl FnMut(usize, usize, &ArrayD<f32>) -> Result<()>,
+    mut see: impl FnMut(usize, &[(usize, &ArrayD<f32>)]) -> Result<()>,
     done: &mut dyn FnMut(usize, &[ArrayD<f32>]),
 ) -> Result<usize> {
     let mut tapped = graph.clone();
@@ -103,9 +127,7 @@ pub(crate) fn watch(
         let x = [x?];
         let outputs = session.run(&x)?;
         let seen = on_input.iter().map(|&t| (t, &x[0])).chain(inside.iter().copied().zip(&outputs[own..]));
-        for (tap, value) in seen {
-            see(pictures, tap, value)?;
-        }
+        see(pictures, &seen.collect::<Vec<_>>())?;
         done(pictures, &outputs[..own]);
         pictures += 1;
     }

@@ -4,6 +4,7 @@
 
 use super::layers::Layer;
 use super::number::{Weight, weight_scales};
+use ndarray::linalg::general_mat_mul;
 use ndarray::{Array1, Array2, Axis, s};
 use vedge_calibration::InputMoments;
 
@@ -105,22 +106,28 @@ fn solve(
 /// `U` with `H = (U + 1) D (U + 1)ᵀ`, strictly upper triangular; column i says what the errors of the inputs before i ask
 /// of input i. `None` when `H` is not positive definite.
 fn feedback(mut h: Array2<f64>) -> Option<Array2<f64>> {
-    // H = R Rᵀ with R upper triangular, from the last column on, in place; then each column over its diagonal.
+    // H = R Rᵀ with R upper triangular, from the last columns on, in place, a block of columns at a time: what the
+    // columns after a block say about it is one matrix product.
     let n = h.nrows();
-    for i in (0..n).rev() {
-        let (mut above, mut from) = h.view_mut().split_at(Axis(0), i);
-        let mut row = from.row_mut(0);
-        let tail = row.slice(s![i + 1..]).to_owned();
-        let pivot = row[i] - tail.dot(&tail);
-        if !(pivot.is_finite() && pivot > 0.0) {
-            return None;
-        }
-        row[i] = pivot.sqrt();
-        let diagonal = row[i];
-        for mut other in above.rows_mut() {
-            other[i] = (other[i] - other.slice(s![i + 1..]).dot(&tail)) / diagonal;
+    for start in (0..n).step_by(BLOCK).rev() {
+        let end = (start + BLOCK).min(n);
+        let (before, after) = h.slice_mut(s![..end, ..]).split_at(Axis(1), end);
+        let mut block = before.slice_move(s![.., start..]);
+        general_mat_mul(-1.0, &after, &after.slice(s![start.., ..]).t(), 1.0, &mut block);
+        for i in (0..end - start).rev() {
+            let tail = block.slice(s![start + i, i + 1..]).to_owned();
+            let pivot = block[(start + i, i)] - tail.dot(&tail);
+            if !(pivot.is_finite() && pivot > 0.0) {
+                return None;
+            }
+            let diagonal = pivot.sqrt();
+            for mut row in block.rows_mut().into_iter().take(start + i) {
+                row[i] = (row[i] - row.slice(s![i + 1..]).dot(&tail)) / diagonal;
+            }
+            block[(start + i, i)] = diagonal;
         }
     }
+    // Each column over its diagonal.
     let diagonal = h.diag().to_owned();
     for ((i, j), v) in h.indexed_iter_mut() {
         *v = if i < j { *v / diagonal[j] } else { 0.0 };
@@ -228,6 +235,21 @@ mod tests {
             assert!(if i == j { *v > 0.0 } else { v.abs() < 1e-9 }, "{i} {j} {v}");
         }
         assert!(feedback(Array2::from_elem((3, 3), 1.0)).is_none());
+    }
+
+    #[test]
+    fn the_feedback_of_many_inputs_is_the_factor_too() {
+        let n = 2 * BLOCK + 5;
+        let b = Array2::from_shape_vec((n + 9, n), noise(4, (n + 9) * n)).unwrap().mapv(f64::from);
+        let h = b.t().dot(&b);
+        let u = feedback(h.clone()).unwrap() + Array2::<f64>::eye(n);
+        // D follows from the last column on; with it the product must be H.
+        let mut d = Array1::zeros(n);
+        for i in (0..n).rev() {
+            d[i] = h[(i, i)] - (i + 1..n).map(|j| u[(i, j)] * u[(i, j)] * d[j]).sum::<f64>();
+        }
+        let product = (&u * &d).dot(&u.t());
+        assert!((product - &h).iter().all(|e| e.abs() < 1e-9 * h[(0, 0)]));
     }
 
     #[test]
