@@ -13,6 +13,7 @@ use vedge_runtime::error::counted;
 use vedge_runtime::model::card::{
     Accuracy, Activations, CalibrationData, OutputKind, Preprocess, Provenance, SelfTest, VERSION,
 };
+use vedge_runtime::model::qdq;
 use vedge_runtime::onnx::Graph;
 use vedge_runtime::preprocess::{decode_file, to_tensor};
 use vedge_runtime::{Card, Error, Options, Result, Session, files};
@@ -128,6 +129,14 @@ pub fn convert(source: &Path, settings: &Settings) -> Result<Converted> {
     let sha256 = sha256(&files::map(source)?);
     let old = Card::of(&graph).map_err(|e| e.in_file(source))?;
     refuse_converted(old.as_ref(), source)?;
+    // Integers of another tool stay; the rest is prepared as always.
+    let quantized = qdq::normalize(&mut graph);
+    if quantized && settings.precision != Precision::Fp32 {
+        return Err(Error::Usage {
+            what: format!("{} is quantized already", source.display()),
+            hint: "--precision fp32 keeps its integers as they are; or convert the float model it came from".into(),
+        });
+    }
     let prepare = Prepare { size: settings.size };
     let passes = passes::prepare(&mut graph, &prepare).map_err(|e| e.in_file(source))?;
     let architecture = arch::recognise(&graph);
@@ -172,7 +181,7 @@ pub fn convert(source: &Path, settings: &Settings) -> Result<Converted> {
         preprocess,
         output,
         labels,
-        precision: settings.precision.name().into(),
+        precision: if quantized { Precision::Int8 } else { settings.precision }.name().into(),
         activations: Activations::Static,
         provenance: Provenance {
             source: source.file_name().unwrap_or_default().to_string_lossy().into_owned(),

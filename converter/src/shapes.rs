@@ -58,6 +58,11 @@ pub fn infer(graph: &Graph) -> Result<Facts> {
 /// # Errors
 /// As [`infer`].
 pub fn infer_one(graph: &Graph, node: &NodeProto, facts: &mut Facts) -> Result<()> {
+    // tract wants a constant scale; the type and shape do not depend on it.
+    if let ("DequantizeLinear", Some((_, shape))) = (node.op_type(), facts.types.get(node.input_name(0))) {
+        facts.types.insert(node.output[0].clone(), (DType::Float, shape.clone()));
+        return Ok(());
+    }
     let mut names: Vec<&str> = node.input.iter().map(String::as_str).filter(|s| !s.is_empty()).collect();
     let mut seen: HashSet<&str> = names.iter().copied().collect();
     names.retain(|n| seen.remove(n));

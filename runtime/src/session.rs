@@ -5,7 +5,7 @@ use crate::exec::{Exec, Profile};
 use crate::memory;
 use crate::model::card::{Activations, Card};
 pub use crate::model::plan::{How, PlanLine};
-use crate::model::{check, lower, plan, wire};
+use crate::model::{check, lower, plan, qdq, wire};
 use crate::onnx::{DType, Graph, ValueInfoProto};
 use ndarray::ArrayD;
 use std::path::Path;
@@ -182,10 +182,13 @@ fn inputs(graph: &Graph) -> Result<Vec<TensorInfo>> {
 }
 
 /// The graph with its patterns replaced, and what will execute it.
-fn lowered(graph: Graph, card: Option<&Card>, options: &Options) -> Result<(lower::Lowered, Arc<Exec>)> {
+fn lowered(mut graph: Graph, card: Option<&Card>, options: &Options) -> Result<(lower::Lowered, Arc<Exec>)> {
     let exec = Exec::new(options.threads)?;
     let exec = Arc::new(if options.profile { exec.profiled() } else { exec });
     let per_token = card.is_some_and(|c| c.activations == Activations::PerToken);
+    if qdq::normalize(&mut graph) && options.fuse && !lower::shapes_known(&graph) {
+        wire::annotate(&mut graph, &exec);
+    }
     let lowered = match options.fuse && lower::shapes_known(&graph) {
         true => lower::lower(graph, exec.kernels, per_token)?,
         false => lower::unchanged(graph),

@@ -18,13 +18,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime as ort
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_dynamic, quantize_static
+from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests" / "reference"), str(ROOT / "models")]
 import parity  # noqa: E402
 from compare import agreement, sqnr  # noqa: E402
+from foreign import Reader  # noqa: E402
 from engines import Infer, command, run_rows, session  # noqa: E402
 
 LAYERS = ["Conv", "MatMul", "Gemm"]
@@ -41,16 +42,6 @@ def calibration(folder, count, read):
     each = -(-count // len(classes))
     picked = [files[i * len(files) // each] for i in range(each) for files in classes if i < len(files)]
     return [read(path) for path in picked[:count]]
-
-
-class Reader(CalibrationDataReader):
-    """Feeds ONNX Runtime's calibration."""
-
-    def __init__(self, name, tensors):
-        self.feed = iter([{name: t} for t in tensors])
-
-    def get_next(self):
-        return next(self.feed, None)
 
 
 def peers(source, tensors, out):

@@ -1,9 +1,10 @@
 """The same answers as ONNX Runtime.
 
-Usage: parity.py --vedge VEDGE --run VEDGE_RUN --out FOLDER [--only zoo,fashion,imagenette] [--limit N]
+Usage: parity.py --vedge VEDGE --run VEDGE_RUN --out FOLDER [--only zoo,fashion,foreign,imagenette] [--limit N]
 
   zoo         float logits of every graph in tests/zoo that both load, converted to fp32
   fashion     the shipped models in INT8 (FOLDER/<model>.int8.onnx) on all 10,000 Fashion-MNIST test pictures
+  foreign     the shipped models in INT8 as ONNX Runtime and PyTorch write it
   imagenette  vits14_imagenette of the shared data in INT8 on its 1,000 pictures; skipped without shared data
 
 INT8 is compared with ONNX Runtime on the same file with graph optimizations disabled. Both get the same tensors.
@@ -13,11 +14,13 @@ Writes FOLDER/parity.json and FOLDER/parity.md; fails when a bound below is miss
 import argparse
 import json
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import foreign
 import onnx
 import onnxruntime as ort
 import zoo
@@ -146,6 +149,36 @@ def check_int8(args, name, float_model, int8_model, chunks):
     return row
 
 
+# Pictures that each foreign file is compared on, and those it is calibrated with.
+FOREIGN, FOREIGN_CALIBRATION = 300, 16
+
+
+def check_foreign(args):
+    """One row a file of another tool's: the same answers as ONNX Runtime, and layers in integers."""
+    rows = []
+    batch = np.concatenate([pictures for pictures, _ in fashion(FOREIGN)])[:FOREIGN]
+    for name in ("deit_nano", "mobilevit_nano"):
+        source = args.out / "foreign" / f"{name}.onnx"
+        source.parent.mkdir(parents=True, exist_ok=True)
+        how = ROOT / "models" / "fashion.json"
+        command(args.vedge, "convert", ROOT / "models" / f"{name}.onnx", "-o", source, "--precision", "fp32", "--preprocess", how)
+        for form, path, bound in foreign.forms(source, [batch[i : i + 1] for i in range(FOREIGN_CALIBRATION)], source.parent):
+            running = Infer(args.run, path, batch)
+            theirs, ours = run_rows(session(path, optimized=False), batch), running.result()
+            ways = json.loads(command(args.vedge, "inspect", path, "--json"))["runs"]
+            row = {"model": f"{name} {form}", "agreement": agreement(theirs, ours), "sqnr_db": sqnr(theirs, ours), "bound": bound}
+            row["integer"] = sum(w["integer"] for w in ways.values())
+            row["passed"] = row["agreement"] >= bound and row["integer"] > 0
+            print(
+                f"{'ok    ' if row['passed'] else 'FAILED'} {row['model']}: agreement {row['agreement']:.2%} (bound {bound:.1%}), "
+                f"SQNR {row['sqnr_db']:.1f} dB, {row['integer']} operators in integers",
+                flush=True,
+            )
+            rows.append(row)
+    shutil.rmtree(args.out / "foreign")
+    return rows
+
+
 def check_vits14(args, shared):
     """Converts vits14 and compares; its pictures are only in the shared data."""
     source, int8_model = shared / "models" / "vits14_imagenette.onnx", args.out / "vits14_imagenette.int8.onnx"
@@ -181,6 +214,19 @@ def markdown(record):
             for r in record["int8"]
         ]
         lines.append("")
+    if record["foreign"]:
+        lines += [
+            "## INT8 files of other tools",
+            "",
+            f"Made by ONNX Runtime's quantizer from {FOREIGN_CALIBRATION} pictures (fake quantization: as PyTorch writes it), run on {FOREIGN} pictures.",
+            "",
+            "| file | same answer | bound | SQNR | operators in integers |",
+            "|---|---|---|---|---|",
+        ]
+        lines += [
+            f"| {r['model']} | {r['agreement']:.2%} | {r['bound']:.1%} | {r['sqnr_db']:.1f} dB | {r['integer']} |" for r in record["foreign"]
+        ]
+        lines.append("")
     if record["zoo"]:
         lines += [
             "## Float",
@@ -202,20 +248,22 @@ def main():
     parser = argparse.ArgumentParser(usage=__doc__)
     for name in ("vedge", "run", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--only", default="zoo,fashion,imagenette")
+    parser.add_argument("--only", default="zoo,fashion,foreign,imagenette")
     parser.add_argument("--limit", type=int, default=10000, help="at most so many pictures")
     args = parser.parse_args()
     parts = args.only.split(",")
-    if unknown := set(parts) - {"zoo", "fashion", "imagenette"}:
+    if unknown := set(parts) - {"zoo", "fashion", "foreign", "imagenette"}:
         parser.error(f"--only: no part {', '.join(sorted(unknown))}")
 
-    record = {"onnxruntime": ort.__version__, "zoo": [], "int8": []}
+    record = {"onnxruntime": ort.__version__, "zoo": [], "foreign": [], "int8": []}
     if "zoo" in parts:
         record["zoo"] = check_zoo(args)
     if "fashion" in parts:
         for name in ("mobilevit_nano", "deit_nano"):
             models = ROOT / "models" / f"{name}.onnx", args.out / f"{name}.int8.onnx"
             record["int8"].append(check_int8(args, name, *models, lambda: fashion(args.limit)))
+    if "foreign" in parts:
+        record["foreign"] = check_foreign(args)
     if "imagenette" in parts:
         if shared := os.environ.get("VEDGE_SHARED"):
             record["int8"].append(check_vits14(args, Path(shared)))
@@ -224,7 +272,7 @@ def main():
 
     (args.out / "parity.json").write_text(json.dumps(record, indent=1))
     (args.out / "parity.md").write_text(markdown(record))
-    failed = [row["model"] for rows in (record["zoo"], record["int8"]) for row in rows if not row["passed"]]
+    failed = [row["model"] for rows in (record["zoo"], record["foreign"], record["int8"]) for row in rows if not row["passed"]]
     if "zoo" in parts:
         compared = sum(row["error"] is not None for row in record["zoo"])
         print(f"{compared} of {len(record['zoo'])} zoo graphs compared, the others refused")

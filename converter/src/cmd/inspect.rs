@@ -9,6 +9,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use vedge_runtime::error::counted;
+use vedge_runtime::model::qdq;
 use vedge_runtime::onnx::{Graph, NodeProto};
 use vedge_runtime::session::{How, PlanLine};
 use vedge_runtime::{Card, Error, Options, Session};
@@ -90,12 +91,13 @@ pub fn run(a: &Args) -> Result<()> {
 }
 
 fn inspect(a: &Args) -> Result<Report> {
-    let source = Graph::read(&a.model)?;
+    let mut source = Graph::read(&a.model)?;
     let card = Card::of(&source).map_err(|e| e.in_file(&a.model))?;
     let tensors = |list: &[vedge_runtime::onnx::ValueInfoProto]| -> Vec<Tensor> {
         list.iter().map(|i| Tensor { name: i.name().into(), shape: i.dims() }).collect()
     };
     let (inputs, outputs) = (tensors(&source.inputs), tensors(&source.outputs));
+    qdq::normalize(&mut source);
     let unknown = shapes::unknown_operators(&source);
     let Prepared { graph, preparation, refused } = prepared(&source, &unknown, card.is_some(), a);
     let operator_set = source.opset();

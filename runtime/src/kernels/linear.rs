@@ -17,6 +17,8 @@ pub enum InputQuant {
     },
     /// A scale and zero point for each row, from its range.
     PerRow,
+    /// A scale and zero point for all rows, from their range.
+    Whole,
 }
 
 impl InputQuant {
@@ -24,7 +26,7 @@ impl InputQuant {
     pub fn parameters(self, kernels: &Kernels, x: &[f32]) -> (f32, f32, f32) {
         match self {
             InputQuant::Static { scale, zero } => (scale, 1. / scale, f32::from(zero)),
-            InputQuant::PerRow => {
+            InputQuant::PerRow | InputQuant::Whole => {
                 // SAFETY: `kernels` came from `available`.
                 let (low, high) = unsafe { (kernels.rows.range)(x) };
                 row_quant(low, high)
@@ -102,16 +104,17 @@ impl Linear {
         assert_eq!(x.len() / k, out.len() / n);
         assert!(residual.is_none_or(|r| r.len() == out.len()));
         let block = exec.block(x.len() / k, BLOCK, 12);
+        let quant = self.quant(exec.kernels, x);
         exec.chunks(out, block * n, &|b, out| {
             let rows = out.len() / n;
             let x = &x[b * block * k..][..rows * k];
             let residual = residual.map(|r| &r[b * block * n..][..rows * n]);
-            SCRATCH.with_borrow_mut(|scratch| self.block(exec.kernels, x, residual, out, scratch));
+            SCRATCH.with_borrow_mut(|scratch| self.block(exec.kernels, x, quant, residual, out, scratch));
         });
     }
 
     /// Computes `second(self(x))` block by block, so that what lies between stays in the cache; `residual` is added to
-    /// the second layer's output.
+    /// the second layer's output. The second must not [read its rows as a whole](Linear::reads_whole).
     ///
     /// # Panics
     /// When the lengths do not match.
@@ -120,6 +123,7 @@ impl Linear {
         assert_eq!(self.n(), second.k());
         assert_eq!(x.len() / k, out.len() / n);
         let block = exec.block(x.len() / k, BLOCK, 12);
+        let (quant, then) = (self.quant(exec.kernels, x), second.quant(exec.kernels, &[]));
         exec.chunks(out, block * n, &|b, out| {
             let rows = out.len() / n;
             let x = &x[b * block * k..][..rows * k];
@@ -127,14 +131,39 @@ impl Linear {
             HIDDEN.with_borrow_mut(|hidden| {
                 hidden.resize(rows * self.n(), 0.);
                 SCRATCH.with_borrow_mut(|scratch| {
-                    self.block(exec.kernels, x, None, hidden, scratch);
-                    second.block(exec.kernels, hidden, residual, out, scratch);
+                    self.block(exec.kernels, x, quant, None, hidden, scratch);
+                    second.block(exec.kernels, hidden, then, residual, out, scratch);
                 });
             });
         });
     }
 
-    fn block(&self, kernels: &Kernels, x: &[f32], residual: Option<&[f32]>, out: &mut [f32], s: &mut Scratch) {
+    /// Whether its rows share a range, so that all of them must be there before the first is quantized.
+    pub fn reads_whole(&self) -> bool {
+        matches!(self.weights, Weights::I8(_, InputQuant::Whole))
+    }
+
+    /// How its rows `x` are quantized, a range that they share already found.
+    fn quant(&self, kernels: &Kernels, x: &[f32]) -> InputQuant {
+        match self.weights {
+            Weights::I8(_, InputQuant::Whole) => {
+                let (scale, _, zero) = InputQuant::Whole.parameters(kernels, x);
+                InputQuant::Static { scale, zero: zero as u8 }
+            }
+            Weights::I8(_, quant) => quant,
+            Weights::F32(_) => InputQuant::PerRow,
+        }
+    }
+
+    fn block(
+        &self,
+        kernels: &Kernels,
+        x: &[f32],
+        quant: InputQuant,
+        residual: Option<&[f32]>,
+        out: &mut [f32],
+        s: &mut Scratch,
+    ) {
         let k = self.k();
         let x = match &self.norm {
             None => x,
@@ -148,8 +177,8 @@ impl Linear {
             }
         };
         match &self.weights {
-            Weights::I8(weights, quant) => {
-                quantize_rows(kernels, x, k, *quant, weights, &mut s.bytes, &mut s.wide, &mut s.quants);
+            Weights::I8(weights, _) => {
+                quantize_rows(kernels, x, k, quant, weights, &mut s.bytes, &mut s.wide, &mut s.quants);
                 let rows = Rows { bytes: &s.bytes, wide: &s.wide, quants: &s.quants };
                 self.integer_block(kernels, weights, &rows, residual, out);
             }

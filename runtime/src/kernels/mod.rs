@@ -13,6 +13,7 @@ mod generic;
 pub mod linear;
 mod math;
 mod pack;
+pub mod requantize;
 mod rows;
 #[cfg(test)]
 mod tests;

@@ -94,7 +94,7 @@ impl Fused {
                 let fits = sizes.iter().all(|&n| n > 0) && product(&sizes) == product(output);
                 need(fits && c.end() <= elements(first), || format!("{c:?} does not make {output:?} of {first:?}"))
             }
-            Fused::Activation(_) => {
+            Fused::Activation(_) | Fused::Requantize(_) => {
                 need(elements(first) == elements(output), || format!("{first:?} does not turn into {output:?}"))
             }
         }

@@ -5,4 +5,5 @@ pub(crate) mod check;
 pub(crate) mod lower;
 mod ops;
 pub mod plan;
+pub mod qdq;
 pub(crate) mod wire;

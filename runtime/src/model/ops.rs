@@ -5,6 +5,7 @@ use crate::kernels::attention::Attention;
 use crate::kernels::conv::{Conv, Filter};
 use crate::kernels::copy::Copy;
 use crate::kernels::linear::{Linear, Weights};
+use crate::kernels::requantize::Requantize;
 use crate::kernels::{Activation, Norm};
 use std::fmt;
 use tract_onnx::prelude::*;
@@ -25,6 +26,8 @@ pub enum Fused {
     LayerNorm(Norm),
     /// An element-wise function.
     Activation(Activation),
+    /// Rounds to the integers that a file quantizes to.
+    Requantize(Requantize),
     /// Moves data.
     Copy(Copy),
 }
@@ -40,6 +43,7 @@ impl Fused {
             Fused::Attention(_) => "attention",
             Fused::LayerNorm(_) => "layer_norm",
             Fused::Activation(_) => "activation",
+            Fused::Requantize(_) => "requantize",
             Fused::Copy(_) => "copy",
         }
     }
@@ -63,7 +67,7 @@ impl Fused {
             }
             Fused::Conv(c) => c.macs(),
             Fused::Attention(a) => a.macs(),
-            Fused::LayerNorm(_) | Fused::Activation(_) | Fused::Copy(_) => 0,
+            Fused::LayerNorm(_) | Fused::Activation(_) | Fused::Requantize(_) | Fused::Copy(_) => 0,
         }
     }
 
@@ -83,6 +87,11 @@ impl Fused {
                         exec.layer_norm(norm, x, y);
                     }
                 });
+            }
+            Fused::Requantize(r) => {
+                let size = out.len().div_ceil(exec.threads()).next_multiple_of(1024);
+                let grid = r.grid(exec.kernels, inputs[0]);
+                exec.chunks(out, size, &|b, out| grid.round(&inputs[0][b * size..][..out.len()], out));
             }
             Fused::Activation(a) => {
                 let size = out.len().div_ceil(exec.threads()).next_multiple_of(1024);

@@ -7,7 +7,7 @@ use super::ops::{Fused, FusedOp};
 use crate::error::{Error, Result};
 use crate::exec::Exec;
 use crate::guard::caught;
-use crate::onnx::{Graph, NodeProto, ValueInfoProto};
+use crate::onnx::{DType, Graph, NodeProto, ValueInfoProto, value_info};
 use prost::Message;
 use std::collections::HashMap;
 use tract_onnx::model::{Onnx, ParsingContext};
@@ -40,11 +40,7 @@ pub fn wire_or(
         let outlet = w.model.add_source(i.name(), fact).map_err(|e| Error::Engine(format!("{e:#}")))?;
         w.values.insert(i.name().into(), outlet);
     }
-    // tract's reader wants to see the model that a node comes from; the node and its constants are enough.
-    let header = translate::<pb::ModelProto>(&crate::onnx::ModelProto {
-        graph: Some(crate::onnx::proto::GraphProto::default()),
-        ..graph.header.clone()
-    })?;
+    let header = header(&graph)?;
     for (index, n) in nodes.iter().enumerate() {
         for input in n.input.iter().filter(|i| !i.is_empty()) {
             w.constant(&graph, input)?;
@@ -66,6 +62,59 @@ pub fn wire_or(
     }
     w.model.select_output_outlets(&outputs).map_err(|e| Error::Engine(format!("{e:#}")))?;
     Ok(w.model)
+}
+
+/// States the type and shape of every value that a graph does not tell, as far as tract can derive them: up to the first
+/// operator that it cannot run.
+pub fn annotate(graph: &mut Graph, exec: &Arc<Exec>) {
+    let onnx = tract_onnx::onnx();
+    let Ok(header) = header(graph) else { return };
+    let mut w = Wiring { onnx: &onnx, exec, model: TypedModel::default(), values: HashMap::new() };
+    for i in &graph.inputs {
+        let source = input_fact(i).ok().and_then(|fact| w.model.add_source(i.name(), fact).ok());
+        w.values.extend(source.map(|outlet| (i.name().to_string(), outlet)));
+    }
+    let mut found = vec![];
+    for n in &graph.nodes {
+        // tract wants a constant scale; the shape does not depend on it.
+        if n.op_type() == "DequantizeLinear" {
+            let _ = w.constant(graph, n.input_name(0));
+            let source = w.values.get(n.input_name(0)).and_then(|outlet| w.model.outlet_fact(*outlet).ok());
+            let Some(shape) = source.and_then(|f| f.shape.as_concrete()).map(<[usize]>::to_vec) else { break };
+            let stated = value_info(&n.output[0], DType::Float, &shape);
+            let Ok(outlet) = w.model.add_source(&n.output[0], f32::fact(&shape)) else { break };
+            w.values.insert(n.output[0].clone(), outlet);
+            found.push(stated);
+            continue;
+        }
+        let constants = n.input.iter().filter(|i| !i.is_empty()).try_for_each(|i| w.constant(graph, i));
+        if constants.is_err() || guarded(|| w.node(&header, graph.opset(), n)).is_err() {
+            break;
+        }
+        for o in n.output.iter().filter(|o| !o.is_empty()) {
+            let fact = w.values.get(o).and_then(|outlet| w.model.outlet_fact(*outlet).ok());
+            let stated = fact.and_then(|f| Some((onnx_type(f.datum_type)?, f.shape.as_concrete()?)));
+            found.extend(stated.map(|(dtype, shape)| value_info(o, dtype, shape)));
+        }
+    }
+    for v in found {
+        graph.value_info.insert(v.name().to_string(), v);
+    }
+}
+
+fn onnx_type(t: DatumType) -> Option<DType> {
+    Some(match t {
+        DatumType::F32 => DType::Float,
+        DatumType::F16 => DType::Float16,
+        DatumType::I64 | DatumType::TDim => DType::Int64,
+        DatumType::I32 => DType::Int32,
+        DatumType::Bool => DType::Bool,
+        DatumType::I8 | DatumType::QI8(_) => DType::Int8,
+        DatumType::U8 | DatumType::QU8(_) => DType::Uint8,
+        DatumType::I16 => DType::Int16,
+        DatumType::U16 => DType::Uint16,
+        _ => return None,
+    })
 }
 
 /// tract may panic on graphs it does not expect; that is an error of the model, not of this program.
@@ -99,6 +148,12 @@ fn input_fact(i: &ValueInfoProto) -> Result<TypedFact> {
 /// A protobuf message of ours as tract's (an older version of the same schema).
 fn translate<T: Message + Default>(m: &impl Message) -> Result<T> {
     T::decode(m.encode_to_vec().as_slice()).map_err(|e| Error::BadModel(e.to_string()))
+}
+
+/// What tract's reader wants to see of the model that a node comes from; its nodes and constants are not needed.
+fn header(graph: &Graph) -> Result<pb::ModelProto> {
+    let none = Some(crate::onnx::proto::GraphProto::default());
+    translate(&crate::onnx::ModelProto { graph: none, ..graph.header.clone() })
 }
 
 struct Wiring<'a> {

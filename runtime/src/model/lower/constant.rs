@@ -1,5 +1,7 @@
 //! Constant weights as a file spells them: float, float16 behind a Cast, or int8 behind DequantizeLinear.
 
+use crate::kernels::linear::InputQuant;
+use crate::model::qdq::MOVES;
 use crate::onnx::{DType, Graph, NodeProto, Uses, elements, shape_of, to_f32, to_i8, to_i64};
 use std::borrow::Cow;
 
@@ -104,34 +106,71 @@ fn transpose(c: Constant) -> Option<Constant> {
     })
 }
 
-/// The static quantization of an activation value: the float value before QuantizeLinear, its scale and zero point as
-/// for u8 (an int8 zero point plus 128). `None` when the value is not a QuantizeLinear → DequantizeLinear pair with
-/// one constant scale.
-pub fn quantized(g: &Graph, uses: &Uses, name: &str) -> Option<(String, f32, u8)> {
-    let dq = &g.nodes[uses.producer(name)?];
-    if dq.op_type() != "DequantizeLinear" {
-        return None;
-    }
+/// How an activation value is quantized, and the float value to quantize so: that before QuantizeLinear, or, where its
+/// elements were moved since, the value itself (quantizing it again gives the same integers). `None` when the value is not
+/// a pair of QuantizeLinear (or DynamicQuantizeLinear) and DequantizeLinear with one constant scale.
+pub fn quantized(g: &Graph, uses: &Uses, name: &str) -> Option<(String, InputQuant)> {
+    let mut source = name;
+    let dq = loop {
+        let n = &g.nodes[uses.producer(source)?];
+        match n.op_type() {
+            "DequantizeLinear" => break n,
+            op if MOVES.contains(&op) || op == "Clip" => source = n.input_name(0),
+            _ => return None,
+        }
+    };
     let q = &g.nodes[uses.producer(dq.input_name(0))?];
-    if q.op_type() != "QuantizeLinear" {
-        return None;
+    let before = if source == name { q.input_name(0) } else { name }.to_string();
+    match q.op_type() {
+        "QuantizeLinear" => {
+            let p = Parameters::of(g, q).filter(|p| Parameters::of(g, dq).as_ref() == Some(p))?;
+            let zero = match p.dtype {
+                DType::Uint8 => p.zero as u8,
+                DType::Int8 => (p.zero + 128) as u8,
+                _ => return None,
+            };
+            Some((before, InputQuant::Static { scale: p.scale, zero }))
+        }
+        "DynamicQuantizeLinear" if source == name && dq.input == q.output => Some((before, InputQuant::Whole)),
+        _ => None,
     }
-    let parameters = |n: &NodeProto| {
+}
+
+/// One scale and zero point for all elements, both constant.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Parameters {
+    /// Step; positive.
+    pub scale: f32,
+    /// The integer that stands for zero.
+    pub zero: i64,
+    /// Type of the integers.
+    pub dtype: DType,
+}
+
+impl Parameters {
+    /// Those of a QuantizeLinear or DequantizeLinear.
+    pub fn of(g: &Graph, n: &NodeProto) -> Option<Parameters> {
         let scale = g.const_scalar(n.input_name(1)).filter(|s| s.is_finite() && *s > 0.)?;
-        let zero = match n.input_name(2) {
+        let (zero, dtype) = match n.input_name(2) {
             "" => (0, DType::Uint8),
             z => {
                 let t = g.initializers.get(z)?;
                 (*to_i64(t).ok()?.first()?, t.dtype())
             }
         };
-        let zero = match zero {
-            (z @ 0..=255, DType::Uint8) => z as u8,
-            (z @ -128..=127, DType::Int8) => (z + 128) as u8,
-            _ => return None,
-        };
-        Some((scale, zero))
-    };
-    let p = parameters(q)?;
-    (parameters(dq)? == p).then(|| (q.input_name(0).to_string(), p.0, p.1))
+        let p = Parameters { scale, zero, dtype };
+        let (low, high) = p.range()?;
+        (low..=high).contains(&zero).then_some(p)
+    }
+
+    /// Smallest and largest integer.
+    pub fn range(&self) -> Option<(i64, i64)> {
+        match self.dtype {
+            DType::Uint8 => Some((0, 255)),
+            DType::Int8 => Some((-128, 127)),
+            DType::Uint16 => Some((0, 65535)),
+            DType::Int16 => Some((-32768, 32767)),
+            _ => None,
+        }
+    }
 }

@@ -26,7 +26,7 @@ pub fn run(l: &mut Lowered, kernels: &Kernels, per_token: bool) -> Result<()> {
         let activations = quantized(&l.graph, &uses, n.input_name(0));
         let mut note = None;
         let (input, quant) = match (&weight, activations) {
-            (Constant::I8 { .. }, Some((x, scale, zero))) => (x, Some(InputQuant::Static { scale, zero })),
+            (Constant::I8 { .. }, Some((x, quant))) => (x, Some(quant)),
             (Constant::I8 { .. }, None) if per_token => (n.input_name(0).into(), Some(InputQuant::PerRow)),
             (Constant::I8 { .. }, None) => {
                 note = Some("int8 weights, but the input is not quantized: float".to_string());

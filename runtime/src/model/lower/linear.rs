@@ -109,9 +109,9 @@ fn choose_quant(g: &Graph, uses: &Uses, per_token: bool, f: &mut Found) {
                 f.note = Some(format!("more than {EXACT_INPUTS} inputs overflow 32-bit sums: float"));
             } else if scale.len() > 1 && *axis != outputs_axis {
                 f.note = Some("weight scales run along the inputs: float".into());
-            } else if let Some((x, scale, zero)) = activations {
+            } else if let Some((x, quant)) = activations {
                 f.input = x;
-                f.quant = Some(InputQuant::Static { scale, zero });
+                f.quant = Some(quant);
             } else if per_token {
                 f.quant = Some(InputQuant::PerRow);
             } else {
@@ -196,13 +196,17 @@ fn pack(kernels: &Kernels, f: &Found) -> Weights {
 pub fn absorb_norms(l: &mut Lowered) {
     let uses = l.uses();
     let is_linear = |n: &NodeProto| matches!(l.fused_of(n), Some(Fused::Linear(_)));
+    let reads_whole = |n: &NodeProto| matches!(l.fused_of(n), Some(Fused::Linear(l)) if l.reads_whole());
     let mut moves = vec![];
     for n in &l.graph.nodes {
         let Some(Fused::LayerNorm(norm)) = l.fused_of(n) else { continue };
         let users = uses.consumers(&n.output[0]);
         let all = users.iter().all(|&u| {
             let user = &l.graph.nodes[u];
-            is_linear(user) && user.input_name(0) == n.output[0] && user.input.get(1) != n.output.first()
+            is_linear(user)
+                && !reads_whole(user)
+                && user.input_name(0) == n.output[0]
+                && user.input.get(1) != n.output.first()
         });
         if all && !uses.is_output(&n.output[0]) {
             moves.push((users.to_vec(), n.input[0].clone(), norm.clone()));
@@ -235,7 +239,11 @@ pub fn join_pairs(l: &mut Lowered) {
         let Some(Fused::Linear(two)) = l.fused_of(m).filter(|_| r.is_free(second)) else { continue };
         let is_integer = |l: &Linear| matches!(l.weights, Weights::I8(..));
         // Kinds are not mixed, so that the plan can say what runs in integers.
-        if m.input[0] != n.output[0] || m.input.get(1) == Some(&n.output[0]) || is_integer(one) != is_integer(two) {
+        if m.input[0] != n.output[0]
+            || m.input.get(1) == Some(&n.output[0])
+            || is_integer(one) != is_integer(two)
+            || two.reads_whole()
+        {
             continue;
         }
         let inputs: Vec<String> = std::iter::once(&n.input[0]).chain(m.input.get(1)).cloned().collect();

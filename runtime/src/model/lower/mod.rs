@@ -4,11 +4,12 @@
 //! indexes [`Lowered::fused`]. What no pattern takes stays as it is and runs in tract.
 
 mod attention;
-mod constant;
+pub(crate) mod constant;
 mod conv;
 mod elementwise;
 mod linear;
 mod movement;
+mod requantize;
 mod view;
 
 use super::ops::Fused;
@@ -37,6 +38,7 @@ pub fn lower(graph: Graph, kernels: &Kernels, per_token: bool) -> Result<Lowered
     attention::run(&mut l);
     linear::run(&mut l, kernels, per_token)?;
     conv::run(&mut l, kernels, per_token)?;
+    requantize::run(&mut l);
     movement::run(&mut l);
     linear::absorb_norms(&mut l);
     linear::join_pairs(&mut l);
