@@ -66,12 +66,13 @@ impl Reader<'_> {
         let mut t = self.g.initializers[n.input_name(0)].clone();
         let mut shape = self.g.const_i64(n.input_name(1))?;
         let count = elements(&shape_of(&t)) as i64;
-        let known: i64 = shape.iter().filter(|d| **d > 0).product();
-        if known == 0 || shape.contains(&0) {
+        let multiply = |p: i64, d: &i64| p.checked_mul(*d);
+        let known = shape.iter().filter(|d| **d > 0).try_fold(1, multiply)?;
+        if shape.contains(&0) {
             return None;
         }
         shape.iter_mut().filter(|d| **d < 0).for_each(|d| *d = count / known);
-        if shape.iter().product::<i64>() != count {
+        if shape.iter().try_fold(1, multiply) != Some(count) {
             return None;
         }
         (t.dims, t.name) = (shape, Some(n.output[0].clone()));

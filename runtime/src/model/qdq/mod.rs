@@ -9,6 +9,7 @@
 mod constants;
 mod operators;
 
+use super::check;
 use crate::onnx::{DType, Graph, NodeProto, Uses, attr, f32_tensor, tensor, to_f32, to_i64};
 use std::collections::{HashMap, HashSet};
 
@@ -30,11 +31,14 @@ pub(crate) const MOVES: [&str; 14] = [
     "SpaceToDepth",
 ];
 
-/// Brings a graph into that form, if it has quantization at all.
+/// Brings a graph into that form, if it has quantization at all, and says whether it has. A graph in disorder stays as it is.
 pub fn normalize(g: &mut Graph) -> bool {
     let spelled = |n: &NodeProto| n.op_type().contains("Quantize") || operators::is_integer(n);
     if !g.nodes.iter().any(spelled) {
         return false;
+    }
+    if check::graph(g).is_err() {
+        return true;
     }
     let uses = Uses::of(g);
     let nodes = g.nodes.clone();
