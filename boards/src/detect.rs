@@ -173,24 +173,44 @@ fn differences(profile: &Profile, evidence: &Evidence) -> Vec<String> {
 mod tests {
     use super::*;
 
-    /// Captured trees: the folder's name is the profile that must be found.
+    /// Trees of public listings: the folder's name is the profile that must be found.
     fn tree(name: &str) -> Evidence {
         Evidence::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("trees").join(name))
     }
 
     #[test]
-    fn every_captured_tree_is_recognised() {
+    fn every_board_has_a_tree_with_its_source_and_is_recognised() {
         let all = Catalogue::built_in();
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("trees");
-        let mut seen = 0;
-        for entry in std::fs::read_dir(folder).unwrap().flatten().filter(|e| e.path().is_dir()) {
-            let name = entry.file_name().into_string().unwrap();
-            let found = all.detect(&tree(&name)).unwrap_or_else(|| panic!("{name} is not recognised"));
-            assert_eq!(found.board, name, "{found:?}");
+        for profile in all.profiles().iter().filter(|p| p.name != "generic-aarch64") {
+            let name = &profile.name;
+            let found = all.detect(&tree(name)).unwrap_or_else(|| panic!("{name} is not recognised"));
+            assert_eq!(found.board, *name, "{found:?}");
             assert_eq!(found.differences, Vec::<String>::new(), "{name}");
-            seen += 1;
+            let source = std::fs::read_to_string(folder.join(name).join("SOURCE")).expect(name);
+            assert!(source.contains("https://") || source.contains("made up"), "{name}: {source}");
         }
-        assert!(seen >= 5, "{seen} trees");
+        let trees = std::fs::read_dir(folder).unwrap().flatten().filter(|e| e.path().is_dir()).count();
+        assert_eq!(trees, all.profiles().len() - 1, "a tree has no profile");
+    }
+
+    /// Entries as these systems have them, which leave out the module or name another carrier board.
+    #[test]
+    fn entries_of_vendor_systems_are_recognised() {
+        let cases = [
+            // adafruit/Adafruit_Python_PlatformDetect, JetPack 4
+            ("nvidia,p3449-0000-b00+p3448-0000-b00 nvidia,jetson-nano nvidia,tegra210", "jetson-nano"),
+            // NVIDIA's JETSON_COMPATIBLE_P3768, JetPack 6.1 and newer
+            ("nvidia,p3768-0000+p3767-0005-super nvidia,tegra234", "jetson-orin-nano"),
+            ("nvidia,p3768-0000+p3767-0003 nvidia,tegra234", "jetson-orin-nano"),
+            ("nvidia,p3509-0000+p3767-0001 nvidia,tegra234", "jetson-orin-nx"),
+            ("nvidia,p3768-0000+p3767-0000-super nvidia,tegra234", "jetson-orin-nx"),
+        ];
+        for (entries, board) in cases {
+            let compatible = entries.split(' ').map(String::from).collect();
+            let found = Catalogue::built_in().detect(&Evidence { compatible, ..Evidence::default() });
+            assert_eq!(found.expect(entries).board, board, "{entries}");
+        }
     }
 
     #[test]

@@ -17,7 +17,13 @@ pub struct Elf {
     pub glibc: Option<String>,
     /// 8-bit dot product instructions (SDOT) in its code; 0 for other machines than aarch64.
     pub dot_products: usize,
+    /// Whether the engine's own dot product kernel is there: it is assembly, and left out where the assembler is too old.
+    #[serde(default)]
+    pub engine_dot_kernel: bool,
 }
+
+/// Name of that kernel in tract-linalg 0.23; a program that has it names it.
+const ENGINE_DOT_KERNEL: &[u8] = b"arm64simd_mmm_i32_8x8_dot";
 
 /// Reads a program.
 ///
@@ -54,7 +60,8 @@ fn of<H: FileHeader<Endian = Endianness>>(data: &[u8]) -> Result<Elf, String> {
                 code.chunks_exact(4).filter(|w| is_sdot(u32::from_le_bytes([w[0], w[1], w[2], w[3]]))).count();
         }
     }
-    Ok(Elf { machine, size: data.len() as u64, is_static, glibc: glibc(data), dot_products })
+    let engine_dot_kernel = data.windows(ENGINE_DOT_KERNEL.len()).any(|w| w == ENGINE_DOT_KERNEL);
+    Ok(Elf { machine, size: data.len() as u64, is_static, glibc: glibc(data), dot_products, engine_dot_kernel })
 }
 
 /// SDOT on 16 bytes: by vector, or by element (Arm ARM, C7.2).
@@ -95,7 +102,12 @@ impl Elf {
             found.push(format!("the program needs glibc {version}, at most {newest_glibc} is expected"));
         }
         if machine == "aarch64" && self.dot_products == 0 {
-            found.push("the program has no dot product kernels: an old assembler left them out".into());
+            found.push("the program has no dot product kernels".into());
+        }
+        if machine == "aarch64" && !self.engine_dot_kernel {
+            found.push(
+                "the engine's dot product kernel is left out: the assembler is too old (binutils 2.30 or newer)".into(),
+            );
         }
         found
     }
@@ -123,10 +135,14 @@ mod tests {
 
     #[test]
     fn problems_are_named() {
-        let elf =
-            Elf { machine: "x86_64".into(), size: 1, is_static: false, glibc: Some("2.36".into()), dot_products: 0 };
+        let glibc = Some("2.36".into());
+        let machine = "x86_64".into();
+        let elf = Elf { machine, size: 1, is_static: false, glibc, dot_products: 0, engine_dot_kernel: false };
         let found = elf.problems("aarch64-unknown-linux-musl", "2.31");
-        assert_eq!(found.len(), 4, "{found:?}");
+        assert_eq!(found.len(), 5, "{found:?}");
+        let old_assembler = Elf { machine: "aarch64".into(), is_static: true, dot_products: 9, ..elf.clone() };
+        let found = old_assembler.problems("aarch64-unknown-linux-musl", "2.31");
+        assert!(found.len() == 1 && found[0].contains("the assembler is too old"), "{found:?}");
         assert_eq!(elf.problems("x86_64-unknown-linux-gnu", "2.36"), Vec::<String>::new());
     }
 }

@@ -156,7 +156,14 @@ pub(crate) mod tests {
     /// A small bundle.
     pub(crate) fn sample() -> (Manifest, Vec<Entry>) {
         let catalogue = Catalogue::built_in();
-        let elf = Elf { machine: "aarch64".into(), size: 3, is_static: true, glibc: None, dot_products: 9 };
+        let elf = Elf {
+            machine: "aarch64".into(),
+            size: 3,
+            is_static: true,
+            glibc: None,
+            dot_products: 9,
+            engine_dot_kernel: true,
+        };
         assemble(Parts {
             name: "vedge",
             profile: catalogue.get("pi5").unwrap(),
