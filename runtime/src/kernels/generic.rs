@@ -42,8 +42,8 @@ pub unsafe fn panel_i8_of<const FMA: bool>(
     job: &PanelJob,
     tile: unsafe fn(&[*const u8; MR_I8], &I8Panel, &mut TileI8),
 ) {
-    for t in 0..job.tiles() {
-        let (pointers, quants, target) = job.tile(t);
+    for m in (0..job.target.rows).step_by(MR_I8) {
+        let (pointers, quants, target) = job.block::<MR_I8>(m);
         let (mut sums, mut out) = ([[0; NR]; MR_I8], [[0.; NR]; MR_I8]);
         // SAFETY: the caller's contract.
         unsafe { tile(&pointers, job.panel, &mut sums) };

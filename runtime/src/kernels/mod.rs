@@ -49,6 +49,18 @@ pub enum Layout {
     Plain,
     /// Groups in pairs whose products cannot overflow 16 bits together; see [`pack`].
     Paired,
+    /// Groups two by two, `[NR][2 * GROUP]`, for products of matrices of eight inputs.
+    Octets,
+}
+
+impl Layout {
+    /// Inputs that a kernel takes at once.
+    fn step(self) -> usize {
+        match self {
+            Layout::Plain | Layout::Paired => GROUP,
+            Layout::Octets => 2 * GROUP,
+        }
+    }
 }
 
 /// The functions of one instruction set.
@@ -62,8 +74,8 @@ pub struct Kernels {
     /// Integer tile: sums over K of stored activation × weight.
     ///
     /// # Safety
-    /// The CPU must have the instruction set; each row must hold the panel's K activations, rounded up to [`GROUP`]:
-    /// bytes, or i16 where the panel [is wide](I8Panel::is_wide).
+    /// The CPU must have the instruction set; each row must hold the panel's K activations, rounded up as
+    /// [`I8Weights::row_bytes`] says: bytes, or i16 where the panel [is wide](I8Panel::is_wide).
     pub tile_i8: unsafe fn(rows: &[*const u8; MR_I8], panel: &I8Panel, sums: &mut TileI8),
     /// Multiplies quantized rows with one panel, tile after tile, and finishes them into the target.
     ///
@@ -100,20 +112,15 @@ pub struct PanelJob<'a> {
 }
 
 impl PanelJob<'_> {
-    /// First activation of each row of a tile, the part of the target it fills, and how its rows were quantized.
-    fn tile(&self, tile: usize) -> ([*const u8; MR_I8], &[RowQuant; MR_I8], Target) {
-        let m = tile * MR_I8;
+    /// First activation of each of `M` rows from row `m` on, how they were quantized, and the part of the target that
+    /// they fill.
+    fn block<const M: usize>(&self, m: usize) -> ([*const u8; M], &[RowQuant; M], Target) {
         let rows = std::array::from_fn(|i| self.rows.wrapping_add((m + i) * self.stride));
+        let quants = self.quants[m..].first_chunk().expect("rows are padded to whole tiles");
         let t = &self.target;
         let residual = if t.residual.is_null() { t.residual } else { t.residual.wrapping_add(m * t.stride) };
         let out = t.out.wrapping_add(m * t.stride);
-        let rows_left = MR_I8.min(t.rows - m);
-        let quants = self.quants[m..m + MR_I8].try_into().expect("rows are padded to whole tiles");
-        (rows, quants, Target { out, residual, rows: rows_left, ..*t })
-    }
-
-    fn tiles(&self) -> usize {
-        self.target.rows.div_ceil(MR_I8)
+        (rows, quants, Target { out, residual, rows: M.min(t.rows - m), ..*t })
     }
 }
 

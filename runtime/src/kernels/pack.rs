@@ -34,6 +34,8 @@ pub struct I8Panel {
     pub scale: [f32; NR],
     /// Sum of each column's weights.
     pub sum: [i32; NR],
+    /// Whether a weight is −128, with which two products may not fit 16 bits.
+    pub lowest: bool,
 }
 
 /// Weights of a panel, in the order its kernel reads them.
@@ -52,7 +54,14 @@ pub enum Body {
     },
     /// 16-bit weights for 16-bit activations: for each pair of inputs `[NR][2]`.
     Wide(Vec<WidePair>),
+    /// Two groups together: for eight inputs `[NR][8]`.
+    Octets(Vec<Octet>),
 }
+
+/// Eight inputs of [`NR`] columns, `[NR][8]`.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Octet(pub [i8; 2 * GROUP_BYTES]);
 
 /// Two inputs of [`NR`] columns in 16 bits, `[NR][2]`.
 #[repr(C, align(64))]
@@ -73,6 +82,8 @@ pub struct I8Weights {
     pub k: usize,
     /// Outputs.
     pub n: usize,
+    /// Inputs that the kernel takes at once.
+    pub step: usize,
     /// Panels of [`NR`] outputs, the last one padded with zeros.
     pub panels: Vec<I8Panel>,
 }
@@ -114,19 +125,21 @@ impl I8Weights {
                         *sum += i32::from(w);
                     }
                 }
+                let lowest = groups.iter().any(|g| g.0.contains(&i8::MIN));
                 let body = match kernels.layout {
                     Layout::Plain => Body::Plain(groups),
                     Layout::Paired => pair(&groups),
+                    Layout::Octets => octets(&groups),
                 };
-                I8Panel { body, scale: column_scale, sum }
+                I8Panel { body, scale: column_scale, sum, lowest }
             })
             .collect();
-        I8Weights { k, n, panels }
+        I8Weights { k, n, step: kernels.layout.step(), panels }
     }
 
-    /// Bytes an activation row must have: K rounded up to whole groups.
+    /// Bytes an activation row must have: K rounded up to what the kernel takes at once.
     pub fn row_bytes(&self) -> usize {
-        self.k.next_multiple_of(GROUP)
+        self.k.next_multiple_of(self.step)
     }
 
     /// Whether any panel reads 16-bit activations.
@@ -145,6 +158,7 @@ impl I8Weights {
             Body::Plain(groups) => groups.len() * GROUP_BYTES,
             Body::Paired { groups, .. } => groups.len() * (GROUP_BYTES + 4),
             Body::Wide(pairs) => pairs.len() * size_of::<WidePair>(),
+            Body::Octets(octets) => octets.len() * size_of::<Octet>(),
         };
         self.panels.iter().map(|p| of(&p.body)).sum()
     }
@@ -245,6 +259,15 @@ fn widen(groups: &[Group]) -> Body {
         }
     }
     Body::Wide(pairs)
+}
+
+fn octets(groups: &[Group]) -> Body {
+    let octet = |pair: &[Group]| {
+        // A group without a partner is filled up with zeros.
+        let of = |half: usize, i: usize| pair.get(half).map_or(0, |g| g.0[i]);
+        Octet(std::array::from_fn(|i| of(i / GROUP % 2, i / (2 * GROUP) * GROUP + i % GROUP)))
+    };
+    Body::Octets(groups.chunks(2).map(octet).collect())
 }
 
 /// Float weights of a linear layer: panels of `[k][NR]`, the last one padded with zeros.

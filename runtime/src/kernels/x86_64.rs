@@ -37,8 +37,8 @@ unsafe fn tile_i8(rows: &[*const u8; MR_I8], panel: &I8Panel, sums: &mut TileI8)
 /// See [`Kernels::panel_i8`].
 #[target_feature(enable = "avx2,fma")]
 unsafe fn panel_i8(job: &PanelJob) {
-    for t in 0..job.tiles() {
-        let (pointers, quants, target) = job.tile(t);
+    for m in (0..job.target.rows).step_by(MR_I8) {
+        let (pointers, quants, target) = job.block::<MR_I8>(m);
         // SAFETY: the caller's contract.
         unsafe {
             let acc = multiply(&pointers, job.panel);
@@ -82,7 +82,7 @@ unsafe fn multiply(rows: &[*const u8; MR_I8], panel: &I8Panel) -> Acc {
         match &panel.body {
             Body::Paired { groups, offsets, singles } => paired(rows, groups, offsets, *singles),
             Body::Wide(pairs) => wide(&rows.map(<*const u8>::cast), pairs),
-            Body::Plain(_) => unreachable!("packed for another kernel"),
+            Body::Plain(_) | Body::Octets(_) => unreachable!("packed for another kernel"),
         }
     }
 }

@@ -39,6 +39,7 @@ fn why(kernel: &str) -> &'static str {
         "generic" => "this CPU has no instructions that vedge has faster kernels for",
         "neon" => "64-bit ARM without 8-bit dot products",
         "neon-dotprod" => "the CPU has 8-bit dot products (SDOT)",
+        "neon-i8mm" => "the CPU has 8-bit matrix products (I8MM)",
         "avx2" => "the CPU has AVX2",
         _ => "the best for this CPU",
     }

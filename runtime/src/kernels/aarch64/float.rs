@@ -1,0 +1,46 @@
+//! The float tile: multiply-add by lane, so that four inputs of a row cost one load.
+
+use super::*;
+use crate::kernels::MR_F32;
+
+/// # Safety
+/// See [`Kernels::tile_f32`].
+pub unsafe fn tile(rows: &[*const f32; MR_F32], k: usize, b: *const f32, sums: *mut f32, stride: usize) {
+    // SAFETY: `b` holds k·NR floats, each row k; the sums by contract.
+    unsafe {
+        let mut acc = [[vdupq_n_f32(0.); VECTORS]; MR_F32];
+        let mut i = 0;
+        while i + 4 <= k {
+            let a = rows.map(|r| vld1q_f32(r.add(i)));
+            macro_rules! lane {
+                ($lane:literal) => {
+                    for n in 0..VECTORS {
+                        let b = vld1q_f32(b.add((i + $lane) * NR + n * 4));
+                        for m in 0..MR_F32 {
+                            acc[m][n] = vfmaq_laneq_f32::<$lane>(acc[m][n], b, a[m]);
+                        }
+                    }
+                };
+            }
+            lane!(0);
+            lane!(1);
+            lane!(2);
+            lane!(3);
+            i += 4;
+        }
+        while i < k {
+            for n in 0..VECTORS {
+                let b = vld1q_f32(b.add(i * NR + n * 4));
+                for m in 0..MR_F32 {
+                    acc[m][n] = vfmaq_n_f32(acc[m][n], b, *rows[m].add(i));
+                }
+            }
+            i += 1;
+        }
+        for (m, row) in acc.iter().enumerate() {
+            for (n, v) in row.iter().enumerate() {
+                vst1q_f32(sums.add(m * stride + n * 4), *v);
+            }
+        }
+    }
+}
