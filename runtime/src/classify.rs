@@ -52,23 +52,67 @@ impl Classifier {
         Ok((Classifier { output, probabilities, labels: card.labels.clone() }, card))
     }
 
-    /// The `k` most likely classes, best first, from the session's outputs.
+    /// The probabilities of all classes, and for logits their energy, from the session's outputs.
     ///
     /// # Errors
     /// [`Error::Engine`] when a value is NaN or infinite, [`Error::Shape`] when there is none.
-    pub fn top(&self, outputs: &[ArrayD<f32>], k: usize) -> Result<Vec<Class>> {
+    pub fn read(&self, outputs: &[ArrayD<f32>]) -> Result<Scores> {
         let output = outputs
             .get(self.output)
             .ok_or_else(|| Error::Engine(format!("{} outputs, expected number {}", outputs.len(), self.output)))?;
-        let values: Vec<f32> = output.iter().copied().collect();
-        let probabilities = if self.probabilities { checked(values)? } else { softmax(&checked(values)?) };
+        let values = checked(output.iter().copied().collect())?;
+        Ok(if self.probabilities {
+            Scores { probabilities: values, energy: None }
+        } else {
+            Scores { probabilities: softmax(&values), energy: Some(energy(&values)) }
+        })
+    }
+
+    /// The `k` most likely classes, best first.
+    pub fn top(&self, probabilities: &[f32], k: usize) -> Vec<Class> {
         let mut order: Vec<usize> = (0..probabilities.len()).collect();
         // ties: the lower index first
         order.sort_by(|&a, &b| probabilities[b].total_cmp(&probabilities[a]));
         order.truncate(k);
-        let label = |i: usize| self.labels.get(i).cloned().unwrap_or_else(|| i.to_string());
-        Ok(order.into_iter().map(|index| Class { label: label(index), index, p: probabilities[index] }).collect())
+        let class = |index| Class { label: self.label(index), index, p: probabilities[index] };
+        order.into_iter().map(class).collect()
     }
+
+    /// A class's label, or its index as text.
+    pub fn label(&self, index: usize) -> String {
+        self.labels.get(index).cloned().unwrap_or_else(|| index.to_string())
+    }
+
+    /// Whether the model's output holds probabilities, not logits.
+    pub fn gives_probabilities(&self) -> bool {
+        self.probabilities
+    }
+
+    #[cfg(test)]
+    pub(crate) fn for_tests(labels: &[&str]) -> Classifier {
+        Classifier { output: 0, probabilities: false, labels: labels.iter().map(ToString::to_string).collect() }
+    }
+
+    /// Labels in the order of the classes; may be empty.
+    pub fn labels(&self) -> &[String] {
+        &self.labels
+    }
+}
+
+/// What the model says about one picture.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scores {
+    /// Of each class, 0…1.
+    pub probabilities: Vec<f32>,
+    /// `−ln Σ exp(logit)`: the higher, the less the picture is like those of the training (Liu et al. 2020,
+    /// arXiv:2010.03759). `None` where the model gives probabilities.
+    pub energy: Option<f32>,
+}
+
+fn energy(logits: &[f32]) -> f32 {
+    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|l| f64::from(l - most).exp()).sum();
+    -(most + sum.ln() as f32)
 }
 
 /// Refuses an output that holds NaN or infinity, or nothing.
@@ -104,16 +148,20 @@ mod tests {
 
     #[test]
     fn best_first_with_labels_and_indices() {
-        let top = classifier(false).top(&output(&[1.0, 3.0, 2.0]), 2).unwrap();
+        let scores = classifier(false).read(&output(&[1.0, 3.0, 2.0])).unwrap();
+        let top = classifier(false).top(&scores.probabilities, 2);
         assert_eq!((top[0].label.as_str(), top[0].index), ("b", 1));
         assert_eq!((top[1].label.as_str(), top[1].index), ("2", 2));
         assert!((top[0].p - 0.665_241).abs() < 1e-5);
-        assert_eq!(classifier(false).top(&output(&[1.0, 1.0]), 9).unwrap()[0].index, 0);
+        assert_eq!(classifier(false).top(&[0.5, 0.5], 9)[0].index, 0);
+        // −ln(e¹ + e³ + e²)
+        assert!((scores.energy.unwrap() + 3.407_606).abs() < 1e-5);
     }
 
     #[test]
     fn probabilities_are_not_softmaxed_again() {
-        assert_eq!(classifier(true).top(&output(&[0.25, 0.75]), 1).unwrap()[0].p, 0.75);
+        let scores = classifier(true).read(&output(&[0.25, 0.75])).unwrap();
+        assert_eq!(scores, Scores { probabilities: vec![0.25, 0.75], energy: None });
     }
 
     #[test]
@@ -124,9 +172,9 @@ mod tests {
     #[test]
     fn nan_is_an_error() {
         for bad in [f32::NAN, f32::INFINITY] {
-            let e = classifier(false).top(&output(&[0.0, bad]), 1).unwrap_err();
+            let e = classifier(false).read(&output(&[0.0, bad])).unwrap_err();
             assert!(e.to_string().contains("output 1"), "{e}");
         }
-        assert!(classifier(false).top(&output(&[]), 1).is_err());
+        assert!(classifier(false).read(&output(&[])).is_err());
     }
 }

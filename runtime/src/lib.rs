@@ -4,6 +4,7 @@
 
 pub mod bench;
 pub mod classify;
+pub mod decide;
 pub mod error;
 pub mod exec;
 pub mod files;

@@ -1,6 +1,7 @@
 //! `vedge-run`: the board's program.
 
 mod cmd;
+mod watch;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -12,7 +13,8 @@ static ALLOCATOR: vedge_runtime::memory::Recycling = vedge_runtime::memory::Recy
 #[derive(Parser)]
 #[command(name = "vedge-run", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 #[command(after_help = "A source is a picture, a folder, a pattern such as 'shots/*.jpg', /dev/videoN, \
-    v4l2:///dev/videoN?format=MJPG&size=640x480&fps=30, or synthetic://[WxH][?fps=N].\n\
+    v4l2:///dev/videoN?format=MJPG&size=640x480&fps=30&ctrl.NAME=VALUE, exec:COMMAND, file://PATH?fps=N, \
+    or synthetic://[WxH][?fps=N].\n\
     Answers go to standard output, everything else to standard error. \
     Exit status: 0 done, 1 failed, 2 wrong usage.")]
 struct Cli {

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use vedge_calibration::Dataset;
-use vedge_runtime::sink::JsonLines;
+use vedge_runtime::sink::{JsonLines, Lines, Outlet};
 use vedge_runtime::{Error, Options, Session, pipeline, source};
 
 /// The whole way on a shipped model and shipped pictures: quantize, compare with float, classify a folder.
@@ -123,10 +123,25 @@ fn comparison(scores: &[Score]) -> Vec<Vec<String>> {
 fn stream(model: &Path, folder: &Path) -> Result<()> {
     let mut model = pipeline::Model::new(Session::load(model, &Options::default())?)?;
     let size = (model.card().preprocess.width, model.card().preprocess.height);
-    let frames = source::open(&source::Uri::Path(folder.into()), size)?;
-    let mut sink = JsonLines(std::io::stdout());
-    let how = pipeline::Options { top: 1, max_frames: None };
-    let mut warn = |e: &Error| eprintln!("warning: {e}");
-    pipeline::run(&mut model, frames, &mut sink, &how, &AtomicBool::new(false), &mut warn)?;
+    let files = source::uri::Files { path: folder.into(), fps: None, repeat: false };
+    let frames = source::open(&source::Uri::Files(files), size)?;
+    let lines = JsonLines { out: std::io::stdout(), lines: Lines::Frames };
+    let outlets = vec![Outlet::new("standard output", Box::new(lines))?];
+    let how = pipeline::Options { top: 1, ..pipeline::Options::default() };
+    let (totals, stop) = (pipeline::Totals::default(), AtomicBool::new(false));
+    pipeline::run(&mut model, frames, outlets, &how, &totals, &stop, &mut Warnings)?;
     Ok(())
+}
+
+/// Tells about files that are skipped.
+struct Warnings;
+
+impl pipeline::Watcher for Warnings {
+    fn notice(&mut self, notice: pipeline::Notice) {
+        if let pipeline::Notice::Skipped(e) = notice {
+            eprintln!("warning: {e}");
+        }
+    }
+
+    fn alive(&mut self, _: u64) {}
 }

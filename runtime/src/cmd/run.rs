@@ -1,5 +1,8 @@
 //! `vedge-run MODEL SOURCE`: classify frames.
 
+mod outputs;
+
+use crate::watch::Watch;
 use anyhow::Result;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::num::NonZeroUsize;
@@ -7,8 +10,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use vedge_runtime::pipeline::{self, Model, Summary};
-use vedge_runtime::sink::{JsonLines, ResultSink, Text};
+use std::time::Duration;
+use vedge_runtime::decide::Rules;
+use vedge_runtime::pipeline::{self, Model, Summary, Totals};
+use vedge_runtime::preprocess::{Region, View};
+use vedge_runtime::sink::{JsonLines, Lines, Outlet, ResultSink, Text};
 use vedge_runtime::source::{self, Uri};
 
 /// Arguments.
@@ -32,14 +38,138 @@ pub struct Arguments {
     /// How answers are written
     #[arg(long, value_enum, default_value = "json")]
     format: Format,
+    /// Which JSON lines are written
+    #[arg(long, value_enum, default_value = "frames")]
+    lines: Which,
+    /// What to do when a camera fails while running
+    #[arg(long, value_enum, default_value = "retry")]
+    on_failure: Failure,
+    /// Report latencies every so many seconds, on standard error; 0 for never
+    #[arg(long, value_name = "SECONDS", default_value = "0")]
+    report: u64,
+    #[command(flatten)]
+    look: Look,
+    #[command(flatten)]
+    decide: Decide,
+    #[command(flatten)]
+    outputs: outputs::Outputs,
+}
+
+/// How the camera is mounted.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Picture")]
+struct Look {
+    /// Only this part of the picture: LEFT,TOP,WIDTHxHEIGHT in pixels of the source
+    #[arg(long, value_name = "PART")]
+    region: Option<Region>,
+    /// Turn clockwise by so many degrees
+    #[arg(long, value_name = "DEGREES", default_value = "0", value_parser = ["0", "90", "180", "270"])]
+    rotate: String,
+    /// Mirror left to right, after turning
+    #[arg(long)]
+    flip: bool,
+}
+
+/// When a class counts as seen.
+#[derive(clap::Args)]
+#[command(next_help_heading = "State and events")]
+struct Decide {
+    /// Smoothed probability from which a class is there; or LABEL=P for one label, may be given several times
+    #[arg(long, value_name = "P", value_parser = threshold)]
+    threshold: Vec<(Option<String>, f32)>,
+    /// How far below its threshold a class that is there may fall
+    #[arg(long, value_name = "P", default_value = "0.1")]
+    hysteresis: f32,
+    /// Time constant of the smoothing in seconds; 0 for none
+    #[arg(long, value_name = "SECONDS", default_value = "0.5", value_parser = seconds)]
+    smooth: Duration,
+    /// A frame of higher energy shows none of the classes (`energy` is in the JSON lines)
+    #[arg(long, value_name = "E", allow_negative_numbers = true)]
+    max_energy: Option<f32>,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Format {
-    /// One JSON line a frame
+    /// JSON lines
     Json,
     /// One line a frame for people
     Text,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Which {
+    /// One a frame
+    Frames,
+    /// One for each class that comes or goes
+    Events,
+    /// Both
+    Both,
+}
+
+#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
+enum Failure {
+    /// Start it again, for ever
+    Retry,
+    /// End with an error
+    End,
+}
+
+fn threshold(text: &str) -> Result<(Option<String>, f32), String> {
+    let (label, value) = text.rsplit_once('=').map_or((None, text), |(label, value)| (Some(label.to_string()), value));
+    let p = value.parse().map_err(|_| format!("`{value}` is not a number between 0 and 1"))?;
+    Ok((label, p))
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let number = text.parse().ok().filter(|s| (0.0..=3600.0).contains(s));
+    number.map(Duration::from_secs_f64).ok_or_else(|| format!("`{text}` is not a number between 0 and 3600"))
+}
+
+impl Decide {
+    fn rules(&self) -> Rules {
+        let mut rules = Rules { smooth: self.smooth, hysteresis: self.hysteresis, ..Rules::default() };
+        rules.max_energy = self.max_energy;
+        for (label, p) in &self.threshold {
+            match label {
+                Some(label) => rules.thresholds.push((label.clone(), *p)),
+                None => rules.threshold = *p,
+            }
+        }
+        rules
+    }
+}
+
+impl Look {
+    fn view(&self) -> View {
+        let turns = ["0", "90", "180", "270"].iter().position(|r| *r == self.rotate).unwrap_or(0) as u8;
+        View { region: self.region, turns, flip: self.flip }
+    }
+}
+
+impl Arguments {
+    fn options(&self) -> pipeline::Options {
+        pipeline::Options {
+            top: self.top.get(),
+            max_frames: self.max_frames,
+            retry: self.on_failure == Failure::Retry,
+            view: self.look.view(),
+            rules: self.decide.rules(),
+            report_every: Some(self.report).filter(|&s| s > 0).map(Duration::from_secs),
+        }
+    }
+
+    fn output(&self) -> Box<dyn ResultSink> {
+        let out = std::io::stdout();
+        let lines = match self.lines {
+            Which::Frames => Lines::Frames,
+            Which::Events => Lines::Events,
+            Which::Both => Lines::Both,
+        };
+        match self.format {
+            Format::Json => Box::new(JsonLines { out, lines }),
+            Format::Text => Box::new(Text(out)),
+        }
+    }
 }
 
 /// Runs until the source ends, or until it is told to stop.
@@ -63,14 +193,13 @@ pub fn run(a: &Arguments) -> Result<ExitCode> {
         signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&stop))?;
         signal_hook::flag::register(signal, Arc::clone(&stop))?;
     }
-    let out = std::io::stdout();
-    let mut sink: Box<dyn ResultSink> = match a.format {
-        Format::Json => Box::new(JsonLines(out)),
-        Format::Text => Box::new(Text(out)),
-    };
-    let options = pipeline::Options { top: a.top.get(), max_frames: a.max_frames };
-    let mut warn = |e: &vedge_runtime::Error| eprintln!("warning: skipped: {e}");
-    let summary = pipeline::run(&mut model, source, &mut *sink, &options, &stop, &mut warn)?;
+    let totals = Arc::new(Totals::default());
+    let mut outlets = vec![Outlet::new("standard output", a.output())?];
+    outlets.extend(a.outputs.open(&model, &totals)?);
+    let mut watch = Watch::new();
+    let summary = pipeline::run(&mut model, source, outlets, &a.options(), &totals, &stop, &mut watch);
+    watch.stopping();
+    let summary = summary?;
     eprintln!("{}", describe(&summary));
     Ok(if summary.failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
@@ -84,6 +213,9 @@ fn describe(s: &Summary) -> String {
     }
     if s.dropped > 0 {
         text += &format!(", {} dropped because newer ones had come", s.dropped);
+    }
+    if s.unsent > 0 {
+        text += &format!(", {} answers not written because their reader was slow", s.unsent);
     }
     if s.failed > 0 {
         let files = if s.failed == 1 { "file" } else { "files" };

@@ -2,6 +2,7 @@
 
 use super::Picture;
 use crate::error::{Error, Result};
+use std::borrow::Cow;
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
@@ -20,18 +21,46 @@ pub fn decode_file(bytes: &[u8]) -> Result<Picture> {
 /// Decodes a camera's frame: the standard Huffman tables are added where it leaves them out, and bytes after the
 /// picture are ignored.
 pub fn decode_frame(bytes: &[u8]) -> Result<Picture> {
+    decode(&complete_frame(bytes)?)
+}
+
+/// A camera's JPEG frame as a file that every reader understands: with Huffman tables.
+///
+/// # Errors
+/// [`Error::Picture`] when it is incomplete.
+pub fn complete_frame(bytes: &[u8]) -> Result<Cow<'_, [u8]>> {
     let layout = Layout::of(bytes)?;
     if !layout.ended {
         return Err(Error::Picture(format!("incomplete JPEG frame of {} bytes", bytes.len())));
     }
     if layout.has_tables {
-        return decode(bytes);
+        return Ok(bytes.into());
     }
     let mut whole = Vec::with_capacity(bytes.len() + 512);
     whole.extend_from_slice(&bytes[..layout.scan]);
     whole.extend_from_slice(&standard_tables());
     whole.extend_from_slice(&bytes[layout.scan..]);
-    decode(&whole)
+    Ok(whole.into())
+}
+
+/// Length of the JPEG picture at the start of a stream of them; `None` while more bytes are needed.
+pub fn frame_length(bytes: &[u8]) -> Option<usize> {
+    let scan = Layout::of(bytes).ok()?.scan;
+    bytes[scan..].windows(2).position(|w| w == [0xFF, 0xD9]).map(|end| scan + end + 2)
+}
+
+/// A picture as a JPEG file; `quality` 1…100.
+///
+/// # Errors
+/// [`Error::Picture`] when it is empty or longer than 65535 pixels.
+pub fn encode(picture: &Picture, quality: u8) -> Result<Vec<u8>> {
+    let mut bytes = vec![];
+    let mut encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut bytes, quality);
+    let (width, height) = (picture.width as u32, picture.height as u32);
+    match encoder.encode(&picture.rgb, width, height, image::ExtendedColorType::Rgb8) {
+        Ok(()) => Ok(bytes),
+        Err(e) => Err(Error::Picture(format!("a picture of {width}x{height} cannot become JPEG: {e}"))),
+    }
 }
 
 fn decode(bytes: &[u8]) -> Result<Picture> {

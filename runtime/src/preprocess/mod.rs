@@ -2,15 +2,20 @@
 //! it too, so what they measure is what the board sees.
 
 mod decode;
+mod fit;
+mod fused;
 mod jpeg;
 mod pixels;
-mod resize;
+mod taps;
 
 pub use decode::{decode_bytes, decode_file};
+pub use fit::{Region, View};
+pub use jpeg::{complete_frame, encode, frame_length};
 pub use pixels::{Matrix, PixelFormat, RawFrame};
 
-use crate::error::Result;
-use crate::model::card::{Channels, Preprocess};
+use crate::error::{Error, Result};
+use crate::model::card::Preprocess;
+use fused::Plan;
 use ndarray::ArrayD;
 
 /// A picture in 8-bit RGB.
@@ -24,36 +29,79 @@ pub struct Picture {
     pub rgb: Vec<u8>,
 }
 
-/// The model's input for a picture: float32 `[1, 3, height, width]`, `(x / 255 - mean) / std` per channel.
+/// Makes the model's input of frames: float32 `[1, 3, height, width]`, `(x / 255 - mean) / std` per channel, x rounded to 8
+/// bits.
 ///
-/// Resampling equals Pillow's (antialiased when shrinking, rounded to 8 bits), geometry equals torchvision's.
-///
-/// # Errors
-/// [`crate::Error::Picture`] when the picture is empty, or so long and thin that its resized form would not fit in
-/// memory.
-pub fn to_tensor(picture: &Picture, how: &Preprocess) -> Result<ArrayD<f32>> {
-    let fitted = resize::fit(picture, how)?;
-    let area = how.height * how.width;
-    let mut data = Vec::with_capacity(3 * area);
-    for plane in 0..3 {
-        let colour = match how.channels {
-            Channels::Rgb => plane,
-            Channels::Bgr => 2 - plane,
-        };
-        // 256 values a channel: a table gives exactly what the formula gives, and faster.
-        let (mean, std) = (how.mean[colour], how.std[colour]);
-        let table: [f32; 256] = std::array::from_fn(|x| (x as f32 / 255.0 - mean) / std);
-        // Letterbox borders are the mean colour, which is 0 after normalization.
-        let mut values = vec![0.0; area];
-        for y in 0..fitted.picture.height {
-            let from = &fitted.picture.rgb[y * fitted.picture.width * 3..][..fitted.picture.width * 3];
-            let to = &mut values[(fitted.top + y) * how.width + fitted.left..][..fitted.picture.width];
-            for (t, pixel) in to.iter_mut().zip(from.chunks_exact(3)) {
-                *t = table[pixel[colour] as usize];
+/// Resampling equals Pillow's (antialiased when shrinking) but for its rounding between the two directions; geometry
+/// equals torchvision's.
+pub struct Preprocessor {
+    how: Preprocess,
+    view: View,
+    /// For frames like the last one.
+    plan: Option<(Kind, Plan)>,
+}
+
+/// What a [`Plan`] depends on.
+type Kind = (PixelFormat, (usize, usize), Matrix);
+
+impl Preprocessor {
+    /// As the model's card says, looking at a part of the source, turned.
+    pub fn new(how: Preprocess, view: View) -> Preprocessor {
+        Preprocessor { how, view, plan: None }
+    }
+
+    /// The tensor of a camera's frame.
+    ///
+    /// # Errors
+    /// [`Error::Picture`] when the frame is shorter than its format needs, or its JPEG is damaged; else as
+    /// [`Self::picture`].
+    pub fn frame(&mut self, frame: &RawFrame) -> Result<ArrayD<f32>> {
+        match frame.format {
+            PixelFormat::Mjpg => self.picture(&jpeg::decode_frame(&frame.bytes)?),
+            PixelFormat::Y10 => {
+                frame.check()?;
+                self.frame(&frame.narrowed())
+            }
+            format => {
+                frame.check()?;
+                let kind = (format, (frame.width, frame.height), frame.matrix);
+                self.tensor(kind, &frame.bytes, &frame.planes)
             }
         }
-        data.extend_from_slice(&values);
     }
-    let shape = ndarray::IxDyn(&[1, 3, how.height, how.width]);
-    Ok(ArrayD::from_shape_vec(shape, data).expect("three planes of height x width"))
+
+    /// The tensor of a picture.
+    ///
+    /// # Errors
+    /// [`Error::Picture`] when the picture is empty, or so long and thin that its resized form would not fit in memory;
+    /// [`Error::Usage`] when the region does not lie inside.
+    pub fn picture(&mut self, picture: &Picture) -> Result<ArrayD<f32>> {
+        let Picture { width, height, rgb } = picture;
+        if rgb.len() != width * height * 3 {
+            let has = rgb.len();
+            return Err(Error::Picture(format!("a picture of {width}x{height} has {has} bytes, not three a pixel")));
+        }
+        self.tensor((PixelFormat::Rgb3, (*width, *height), Matrix::default()), rgb, &[(0, width * 3)])
+    }
+
+    fn tensor(&mut self, kind: Kind, bytes: &[u8], planes: &[(usize, usize)]) -> Result<ArrayD<f32>> {
+        let plan = match self.plan.take() {
+            Some((of, plan)) if of == kind => plan,
+            _ => Plan::new(kind.0, kind.1, kind.2, &self.how, self.view)?,
+        };
+        let shape = [1, 3, self.how.height, self.how.width];
+        // Letterbox borders are the mean colour, which is 0 after normalization.
+        let mut data = vec![0.0; shape.iter().product()];
+        plan.run(bytes, planes, &mut data);
+        self.plan = Some((kind, plan));
+        Ok(ArrayD::from_shape_vec(ndarray::IxDyn(&shape), data).expect("three planes of height x width"))
+    }
+}
+
+/// The model's input for one picture, upright and whole; see [`Preprocessor::picture`].
+///
+/// # Errors
+/// As there.
+pub fn to_tensor(picture: &Picture, how: &Preprocess) -> Result<ArrayD<f32>> {
+    Preprocessor::new(how.clone(), View::default()).picture(picture)
 }

@@ -2,6 +2,7 @@
 
 use super::{Answer, ResultSink};
 use crate::classify::Class;
+use crate::decide::Event;
 use serde::Serialize;
 use std::io::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -9,8 +10,25 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// Version of the line's fields: it grows when one changes its meaning or goes; new ones may come at any time.
 const VERSION: u32 = 1;
 
+/// Which lines are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Lines {
+    /// One a frame.
+    #[default]
+    Frames,
+    /// One for each class that comes or goes.
+    Events,
+    /// Both; events follow the frame that brought them.
+    Both,
+}
+
 /// Writes JSON lines, each flushed.
-pub struct JsonLines<W: Write>(pub W);
+pub struct JsonLines<W: Write + Send> {
+    /// Where to.
+    pub out: W,
+    /// Which.
+    pub lines: Lines,
+}
 
 #[derive(Serialize)]
 struct Line<'a> {
@@ -21,6 +39,9 @@ struct Line<'a> {
     source: Option<&'a str>,
     ms: Times,
     top: &'a [Class],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    energy: Option<f32>,
+    state: Option<&'a str>,
     dropped: u64,
 }
 
@@ -30,19 +51,49 @@ struct Times {
     preprocess: f64,
     infer: f64,
     total: f64,
+    latency: f64,
 }
 
-impl<W: Write> ResultSink for JsonLines<W> {
+#[derive(Serialize)]
+struct EventLine<'a> {
+    v: u32,
+    t: String,
+    seq: u64,
+    #[serde(flatten)]
+    event: &'a Event,
+}
+
+/// An answer as one line of JSON, without its events.
+pub fn json(a: &Answer) -> String {
+    let ms = |d: Duration| d.as_micros() as f64 / 1e3;
+    let (capture, preprocess, infer) = (ms(a.capture), ms(a.preprocess), ms(a.infer));
+    let times = Times { capture, preprocess, infer, total: ms(a.total), latency: ms(a.latency) };
+    let (source, state) = (a.source.as_deref(), a.state.as_deref());
+    let t = rfc3339(a.time);
+    let (seq, top, energy, dropped) = (a.seq, a.top.as_slice(), a.energy, a.dropped);
+    let line = Line { v: VERSION, seq, t, source, ms: times, top, energy, state, dropped };
+    serde_json::to_string(&line).expect("plain data")
+}
+
+/// The events of an answer, a line of JSON each.
+pub fn event_lines(a: &Answer) -> impl Iterator<Item = String> {
+    let line =
+        |event: &Event| serde_json::to_string(&EventLine { v: VERSION, t: rfc3339(event.time), seq: event.seq, event });
+    a.events.iter().map(move |event| line(event).expect("plain data"))
+}
+
+impl<W: Write + Send> ResultSink for JsonLines<W> {
     fn put(&mut self, a: &Answer) -> std::io::Result<()> {
-        let ms = |d: Duration| d.as_micros() as f64 / 1e3;
-        let ms = Times { capture: ms(a.capture), preprocess: ms(a.preprocess), infer: ms(a.infer), total: ms(a.total) };
-        let source = a.source.as_deref();
-        let line = Line { v: VERSION, seq: a.seq, t: rfc3339(a.time), source, ms, top: &a.top, dropped: a.dropped };
-        let mut bytes = serde_json::to_vec(&line)?;
-        bytes.push(b'\n');
+        let mut text = String::new();
+        if self.lines != Lines::Events {
+            text += &(json(a) + "\n");
+        }
+        if self.lines != Lines::Frames {
+            text.extend(event_lines(a).map(|line| line + "\n"));
+        }
         // one write: a reader never sees half a line
-        self.0.write_all(&bytes)?;
-        self.0.flush()
+        self.out.write_all(text.as_bytes())?;
+        self.out.flush()
     }
 }
 
@@ -70,6 +121,8 @@ fn civil(days: u64) -> (u64, u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decide::Change;
+    use crate::sink::tests::answer;
 
     #[test]
     fn dates() {
@@ -81,32 +134,38 @@ mod tests {
         assert_eq!(at(4_107_542_400), "2100-03-01T00:00:00.007Z");
     }
 
+    fn written(answer: &Answer, lines: Lines) -> String {
+        let mut out = vec![];
+        JsonLines { out: &mut out, lines }.put(answer).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
     #[test]
     fn the_line() {
-        let ms = Duration::from_micros(1500);
-        let mut answer = Answer {
-            seq: 17,
-            time: UNIX_EPOCH,
-            source: None,
-            capture: ms,
-            preprocess: ms * 2,
-            infer: ms * 4,
-            total: ms * 8,
-            top: vec![Class { label: "a \"b\"".into(), index: 3, p: 0.5 }],
-            dropped: 2,
-        };
-        let mut out = vec![];
-        JsonLines(&mut out).put(&answer).unwrap();
+        let mut answer = answer();
         let want = concat!(
             r#"{"v":1,"seq":17,"t":"1970-01-01T00:00:00.000Z","#,
-            r#""ms":{"capture":1.5,"preprocess":3.0,"infer":6.0,"total":12.0},"#,
-            r#""top":[{"label":"a \"b\"","index":3,"p":0.5}],"dropped":2}"#,
+            r#""ms":{"capture":1.5,"preprocess":3.0,"infer":6.0,"total":12.0,"latency":15.0},"#,
+            r#""top":[{"label":"a \"b\"","index":3,"p":0.5}],"energy":-2.5,"state":null,"dropped":2}"#,
             "\n"
         );
-        assert_eq!(String::from_utf8(out).unwrap(), want);
+        assert_eq!(written(&answer, Lines::Frames), want);
         answer.source = Some("x.png".into());
-        let mut out = vec![];
-        JsonLines(&mut out).put(&answer).unwrap();
-        assert!(String::from_utf8(out).unwrap().contains(r#""source":"x.png""#));
+        answer.state = Some("cat".into());
+        let line = written(&answer, Lines::Frames);
+        assert!(line.contains(r#""source":"x.png""#) && line.contains(r#""state":"cat""#), "{line}");
+    }
+
+    #[test]
+    fn lines_of_events() {
+        let event = Event { seq: 15, ..Event::new(Change::Entered, "cat", 0.75) };
+        let answer = Answer { events: vec![event], ..answer() };
+        let want = concat!(
+            r#"{"v":1,"t":"1970-01-01T00:00:00.000Z","seq":15,"event":"entered","label":"cat","p":0.75}"#,
+            "\n"
+        );
+        assert_eq!(written(&answer, Lines::Events), want);
+        let both = written(&answer, Lines::Both);
+        assert!(both.starts_with(r#"{"v":1,"seq":17"#) && both.ends_with(want), "{both}");
     }
 }

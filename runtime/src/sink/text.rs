@@ -4,9 +4,9 @@ use super::{Answer, ResultSink};
 use std::io::Write;
 
 /// Writes plain lines, each flushed.
-pub struct Text<W: Write>(pub W);
+pub struct Text<W: Write + Send>(pub W);
 
-impl<W: Write> ResultSink for Text<W> {
+impl<W: Write + Send> ResultSink for Text<W> {
     fn put(&mut self, a: &Answer) -> std::io::Result<()> {
         let top: Vec<String> = a.top.iter().map(|c| format!("{} {:.1}%", c.label, c.p * 100.0)).collect();
         let source = a.source.as_ref().map(|s| format!("{s}: ")).unwrap_or_default();

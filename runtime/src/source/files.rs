@@ -1,18 +1,22 @@
-//! Picture files, folders and patterns: each file once, in the order of their names, none dropped.
+//! Picture files, folders and patterns, in the order of their names: each as soon as the model is free, none dropped; or at
+//! a rate, as a camera would.
 
-use super::{Frame, FrameSource, Pixels};
+use super::synthetic::Pace;
+use super::{Frame, FrameSource, Pixels, uri};
 use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 /// Extensions taken from a folder; a file that is named itself, or by a pattern, may have any.
 const EXTENSIONS: [&str; 3] = ["jpg", "jpeg", "png"];
 
-/// Files still to read.
+/// Files to read.
 pub struct Files {
     described: String,
-    count: usize,
-    files: std::vec::IntoIter<PathBuf>,
+    files: Vec<PathBuf>,
+    next: usize,
+    repeat: bool,
+    pace: Option<Pace>,
 }
 
 impl Files {
@@ -20,23 +24,30 @@ impl Files {
     ///
     /// # Errors
     /// [`Error::Source`] when nothing is there.
-    pub fn open(path: &Path) -> Result<Files> {
-        let files = find(path)?;
-        let described = match files.as_slice() {
+    pub fn open(options: &uri::Files) -> Result<Files> {
+        let files = find(&options.path)?;
+        let mut described = match files.as_slice() {
             [file] => file.display().to_string(),
-            files => format!("{} pictures in {}", files.len(), path.display()),
+            files => format!("{} pictures in {}", files.len(), options.path.display()),
         };
-        Ok(Files { described, count: files.len(), files: files.into_iter() })
+        if let Some(fps) = options.fps {
+            described += &format!(" at {fps} a second");
+        }
+        Ok(Files { described, files, next: 0, repeat: options.repeat, pace: options.fps.map(Pace::new) })
     }
 }
 
 impl FrameSource for Files {
     fn next(&mut self) -> Result<Option<Frame>> {
-        let Some(file) = self.files.next() else { return Ok(None) };
+        let skipped = self.pace.as_mut().map_or(0, Pace::wait);
+        let next = self.next + skipped as usize;
+        let number = if self.repeat { next % self.files.len() } else { next };
+        let Some(file) = self.files.get(number).cloned() else { return Ok(None) };
+        self.next = number + 1;
         let start = Instant::now();
         let bytes = std::fs::read(&file).map_err(|source| Error::Read { path: file.clone(), source })?;
-        let (pixels, file) = (Pixels::Encoded(bytes), Some(file));
-        Ok(Some(Frame { pixels, file, time: SystemTime::now(), capture: start.elapsed(), skipped: 0 }))
+        let frame = Frame::taken(Pixels::Encoded(bytes), start, start.elapsed());
+        Ok(Some(Frame { file: Some(file), skipped, ..frame }))
     }
 
     fn describe(&self) -> String {
@@ -44,11 +55,11 @@ impl FrameSource for Files {
     }
 
     fn is_live(&self) -> bool {
-        false
+        self.pace.is_some()
     }
 
     fn frames(&self) -> Option<usize> {
-        Some(self.count)
+        (!self.repeat).then_some(self.files.len())
     }
 }
 
@@ -126,7 +137,18 @@ mod tests {
         assert_eq!(names(dir.path()), ["a.jpg", "x.jpeg", "c.PNG"]);
         assert_eq!(names(&dir.path().join("*.txt")), ["notes.txt"]);
         assert_eq!(names(&dir.path().join("notes.txt")), ["notes.txt"]);
-        assert_eq!(Files::open(dir.path()).unwrap().describe(), format!("3 pictures in {}", dir.path().display()));
+        let options = |fps, repeat| uri::Files { path: dir.path().into(), fps, repeat };
+        let files = Files::open(&options(None, false)).unwrap();
+        assert_eq!(files.describe(), format!("3 pictures in {}", dir.path().display()));
+        assert_eq!((files.frames(), files.is_live()), (Some(3), false));
+
+        let mut paced = Files::open(&options(Some(100.0), true)).unwrap();
+        assert!(paced.is_live() && paced.frames().is_none());
+        let start = Instant::now();
+        for _ in 0..7 {
+            paced.next().unwrap().unwrap();
+        }
+        assert!(start.elapsed().as_millis() >= 60, "{:?}", start.elapsed());
     }
 
     #[test]

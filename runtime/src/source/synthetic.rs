@@ -3,22 +3,47 @@
 use super::{Frame, FrameSource, Pixels, uri};
 use crate::error::Result;
 use crate::preprocess::Picture;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 /// Frame `n` depends on `n` alone. Like a camera it does not wait: frame times that nobody took are skipped.
 pub struct Synthetic {
     width: usize,
     height: usize,
     fps: f64,
-    start: Option<Instant>,
+    pace: Pace,
     frame: u64,
+}
+
+/// Gives frames their time: as a camera it does not wait for its reader.
+pub(super) struct Pace {
+    fps: f64,
+    start: Option<Instant>,
+    /// Number of the next frame.
+    next: u64,
+}
+
+impl Pace {
+    pub fn new(fps: f64) -> Pace {
+        Pace { fps, start: None, next: 0 }
+    }
+
+    /// Waits for the next frame's time; how many frames' times have passed that nobody waited for.
+    pub fn wait(&mut self) -> u64 {
+        let start = *self.start.get_or_insert_with(Instant::now);
+        let at = start + Duration::from_secs_f64(self.next as f64 / self.fps);
+        std::thread::sleep(at.saturating_duration_since(Instant::now()));
+        let due = (start.elapsed().as_secs_f64() * self.fps) as u64;
+        let skipped = due.saturating_sub(self.next);
+        self.next = due.max(self.next) + 1;
+        skipped
+    }
 }
 
 impl Synthetic {
     /// A pattern of that size and rate.
     pub fn new(options: &uri::Synthetic) -> Synthetic {
         let (width, height) = (options.size.0 as usize, options.size.1 as usize);
-        Synthetic { width, height, fps: options.fps, start: None, frame: 0 }
+        Synthetic { width, height, fps: options.fps, pace: Pace::new(options.fps), frame: 0 }
     }
 
     /// Colour gradients that drift, with a bright square that moves across them.
@@ -42,15 +67,12 @@ impl Synthetic {
 
 impl FrameSource for Synthetic {
     fn next(&mut self) -> Result<Option<Frame>> {
-        let start = *self.start.get_or_insert_with(Instant::now);
-        let at = |n: u64| start + Duration::from_secs_f64(n as f64 / self.fps);
-        std::thread::sleep(at(self.frame).saturating_duration_since(Instant::now()));
-        let due = (start.elapsed().as_secs_f64() * self.fps) as u64;
-        let (n, skipped) = (due.max(self.frame), due.saturating_sub(self.frame));
+        let skipped = self.pace.wait();
+        let n = self.frame + skipped;
         self.frame = n + 1;
         let begin = Instant::now();
         let pixels = Pixels::Picture(self.picture(n));
-        Ok(Some(Frame { pixels, file: None, time: SystemTime::now(), capture: begin.elapsed(), skipped }))
+        Ok(Some(Frame { skipped, ..Frame::taken(pixels, begin, begin.elapsed()) }))
     }
 
     fn describe(&self) -> String {
@@ -72,7 +94,8 @@ mod tests {
         let start = Instant::now();
         let mut pictures = vec![];
         for _ in 0..4 {
-            pictures.push(source.next().unwrap().unwrap().picture().unwrap());
+            let Pixels::Picture(picture) = source.next().unwrap().unwrap().pixels else { panic!("no picture") };
+            pictures.push(picture);
         }
         assert!(start.elapsed() >= Duration::from_millis(60), "{:?}", start.elapsed());
         assert!(pictures.windows(2).all(|p| p[0] != p[1]));

@@ -6,18 +6,32 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 /// Forms that a source may have, for messages.
-pub const FORMS: &str = "a picture file, a folder, a pattern such as 'shots/*.jpg', /dev/videoN, \
-     v4l2:///dev/videoN?format=MJPG&size=640x480&fps=30, or synthetic://[WxH][?fps=N]";
+pub const FORMS: &str = "a picture file, a folder, a pattern such as 'shots/*.jpg', file://PATH?fps=N (as a camera would), \
+     /dev/videoN, v4l2:///dev/videoN?format=MJPG&size=640x480&fps=30&ctrl.NAME=VALUE, exec:COMMAND (JPEG pictures on its \
+     output), 'exec:?format=YU12&size=640x480 COMMAND' (raw frames), or synthetic://[WxH][?fps=N]";
 
 /// A parsed source.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Uri {
-    /// A picture file, a folder of them or a pattern.
-    Path(PathBuf),
+    /// Picture files.
+    Files(Files),
     /// `v4l2:///dev/videoN` with options, or the device's path alone.
     Camera(Camera),
+    /// `exec:COMMAND`: a program that writes frames.
+    Exec(Exec),
     /// `synthetic://WxH?fps=N`: a moving test pattern without end.
     Synthetic(Synthetic),
+}
+
+/// Picture files.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Files {
+    /// A file, a folder or a pattern.
+    pub path: PathBuf,
+    /// Pictures a second, as from a camera: late ones are dropped. `None`: each as soon as the model is free.
+    pub fps: Option<f64>,
+    /// Whether it starts again after the last one.
+    pub repeat: bool,
 }
 
 /// A V4L2 device and what is asked of it; what is `None` is chosen.
@@ -27,10 +41,25 @@ pub struct Camera {
     pub device: PathBuf,
     /// Pixel format.
     pub format: Option<PixelFormat>,
+    /// Its code where it is not the usual one: NM12, planes in buffers of their own.
+    pub code: Option<&'static str>,
     /// Width and height in pixels.
     pub size: Option<(u32, u32)>,
     /// Frames a second.
     pub fps: Option<f64>,
+    /// Controls to set: name as `v4l2-ctl -l` shows it, and a number or a menu entry.
+    pub controls: Vec<(String, String)>,
+}
+
+/// A program that writes frames to its standard output.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Exec {
+    /// A shell's command line.
+    pub command: String,
+    /// What it writes: JPEG pictures one after the other, or raw frames.
+    pub format: PixelFormat,
+    /// Width and height of raw frames.
+    pub size: (u32, u32),
 }
 
 /// Size and rate of the test pattern.
@@ -49,6 +78,9 @@ impl FromStr for Uri {
         if text.is_empty() {
             return Err(usage("the source is empty".into()));
         }
+        if let Some(rest) = text.strip_prefix("exec:") {
+            return exec(text, rest);
+        }
         let (scheme, rest) = match text.split_once("://") {
             Some((scheme, rest)) => (scheme, rest),
             None if text.starts_with("/dev/") => ("v4l2", text),
@@ -56,16 +88,58 @@ impl FromStr for Uri {
                 Some(("v4l2" | "synthetic" | "file", _)) => {
                     return Err(usage(format!("source `{text}`: `//` is missing after the colon")));
                 }
-                _ => return Ok(Uri::Path(text.into())),
+                _ => return Ok(Uri::Files(Files { path: text.into(), fps: None, repeat: false })),
             },
         };
         match scheme {
-            "file" => Ok(Uri::Path(rest.into())),
+            "file" => files(text, rest),
             "v4l2" => camera(text, rest),
             "synthetic" => synthetic(text, rest),
             _ => Err(usage(format!("source `{text}`: unknown kind `{scheme}://`"))),
         }
     }
+}
+
+fn files(text: &str, rest: &str) -> Result<Uri> {
+    let (path, query) = rest.rsplit_once('?').unwrap_or((rest, ""));
+    let mut files = Files { path: path.into(), fps: None, repeat: false };
+    for (key, value) in pairs(text, query)? {
+        match (key, value) {
+            ("fps", _) => files.fps = Some(rate(text, value)?),
+            ("repeat", "yes") => files.repeat = true,
+            ("repeat", "no") => files.repeat = false,
+            ("repeat", _) => return Err(usage(format!("source `{text}`: repeat `{value}` is neither yes nor no"))),
+            _ => return Err(unknown(text, key, "fps, repeat")),
+        }
+    }
+    Ok(Uri::Files(files))
+}
+
+fn exec(text: &str, rest: &str) -> Result<Uri> {
+    let (query, command) = match rest.strip_prefix('?') {
+        Some(rest) => rest.split_once(' ').unwrap_or((rest, "")),
+        None => ("", rest),
+    };
+    let (mut read, mut dimensions) = (PixelFormat::Mjpg, None);
+    for (key, value) in pairs(text, query)? {
+        match key {
+            "format" => read = format(text, value)?,
+            "size" => dimensions = Some(size(text, value)?),
+            _ => return Err(unknown(text, key, "format, size")),
+        }
+    }
+    if command.trim().is_empty() {
+        return Err(usage(format!("source `{text}`: the command is missing")));
+    }
+    let size = match (read, dimensions) {
+        (PixelFormat::Mjpg, None) => (0, 0),
+        (PixelFormat::Mjpg, Some(_)) => {
+            return Err(usage(format!("source `{text}`: JPEG pictures say their size themselves, leave size out")));
+        }
+        (_, Some(size)) => size,
+        (_, None) => return Err(usage(format!("source `{text}`: raw frames need a size, such as size=640x480"))),
+    };
+    Ok(Uri::Exec(Exec { command: command.trim().into(), format: read, size }))
 }
 
 fn camera(text: &str, rest: &str) -> Result<Uri> {
@@ -77,15 +151,16 @@ fn camera(text: &str, rest: &str) -> Result<Uri> {
     for (key, value) in pairs(text, query)? {
         match key {
             "format" => {
-                let known = PixelFormat::from_fourcc(&value.to_ascii_uppercase());
-                camera.format = Some(known.ok_or_else(|| {
-                    let all = PixelFormat::ALL.map(PixelFormat::fourcc).join(", ");
-                    usage(format!("source `{text}`: format `{value}` is not supported, expected one of {all}"))
-                })?);
+                let known = format(text, value)?;
+                let other = known.codes().iter().skip(1).find(|c| c.eq_ignore_ascii_case(value));
+                (camera.format, camera.code) = (Some(known), other.copied());
             }
             "size" => camera.size = Some(size(text, value)?),
             "fps" => camera.fps = Some(rate(text, value)?),
-            _ => return Err(unknown(text, key, "format, size, fps")),
+            _ => match key.strip_prefix("ctrl.") {
+                Some(name) if !name.is_empty() => camera.controls.push((name.into(), value.into())),
+                _ => return Err(unknown(text, key, "format, size, fps, ctrl.NAME")),
+            },
         }
     }
     Ok(Uri::Camera(camera))
@@ -116,6 +191,13 @@ fn pairs<'a>(text: &str, query: &'a str) -> Result<Vec<(&'a str, &'a str)>> {
         found.push(pair);
     }
     Ok(found)
+}
+
+fn format(text: &str, value: &str) -> Result<PixelFormat> {
+    PixelFormat::from_fourcc(&value.to_ascii_uppercase()).ok_or_else(|| {
+        let all = PixelFormat::ALL.map(PixelFormat::fourcc).join(", ");
+        usage(format!("source `{text}`: format `{value}` is not supported, expected one of {all}"))
+    })
 }
 
 fn size(text: &str, value: &str) -> Result<(u32, u32)> {
@@ -157,8 +239,20 @@ mod tests {
         let full =
             Camera { format: Some(PixelFormat::Mjpg), size: Some((640, 480)), fps: Some(29.97), ..camera.clone() };
         assert_eq!(parse("v4l2:///dev/video2?format=mjpg&size=640x480&fps=29.97"), Uri::Camera(full));
-        assert_eq!(parse("a b/c?.jpg"), Uri::Path("a b/c?.jpg".into()));
-        assert_eq!(parse("file:///x/y.png"), Uri::Path("/x/y.png".into()));
+        let controls = vec![("exposure_auto".into(), "1".into()), ("gain".into(), "-3".into())];
+        let set = Camera { controls, ..Camera { device: "/dev/video2".into(), ..Camera::default() } };
+        assert_eq!(parse("/dev/video2?ctrl.exposure_auto=1&ctrl.gain=-3"), Uri::Camera(set));
+        let planes = Camera { format: Some(PixelFormat::Nv12), code: Some("NM12"), ..camera };
+        assert_eq!(parse("/dev/video2?format=nm12"), Uri::Camera(planes));
+        let files = |path: &str| Files { path: path.into(), fps: None, repeat: false };
+        assert_eq!(parse("a b/c?.jpg"), Uri::Files(files("a b/c?.jpg")));
+        assert_eq!(parse("file:///x/y.png"), Uri::Files(files("/x/y.png")));
+        let paced = Files { fps: Some(5.0), repeat: true, ..files("shots/") };
+        assert_eq!(parse("file://shots/?fps=5&repeat=yes"), Uri::Files(paced));
+        let exec = |command: &str, format, size| Uri::Exec(Exec { command: command.into(), format, size });
+        let pi = "rpicam-vid -t 0 --codec mjpeg -o -";
+        assert_eq!(parse(&format!("exec:{pi}")), exec(pi, PixelFormat::Mjpg, (0, 0)));
+        assert_eq!(parse("exec:?format=YU12&size=64x48 cat 'a?b'"), exec("cat 'a?b'", PixelFormat::Yu12, (64, 48)));
         assert_eq!(parse("synthetic://"), Uri::Synthetic(Synthetic { size: (640, 480), fps: 30.0 }));
         assert_eq!(parse("synthetic://32x24?fps=5"), Uri::Synthetic(Synthetic { size: (32, 24), fps: 5.0 }));
     }
@@ -179,6 +273,13 @@ mod tests {
             ("/dev/video0?fps=1&fps=2", "twice"),
             ("synthetic://?size=1x1", "size"),
             ("synthetic://large", "large"),
+            ("file://x?fast=1", "fast"),
+            ("file://x?repeat=often", "often"),
+            ("exec:", "command"),
+            ("exec:?format=YUYV&size=2x2", "command"),
+            ("exec:?format=YUYV cat x", "size"),
+            ("exec:?size=2x2 cat x", "size"),
+            ("/dev/video0?ctrl.=1", "ctrl.NAME"),
         ] {
             let e = text.parse::<Uri>().unwrap_err();
             assert!(e.to_string().contains(word) && e.hint().is_some(), "{text}: {e}");

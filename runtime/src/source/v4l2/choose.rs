@@ -22,17 +22,14 @@ const SLOW: f64 = 15.0;
 /// The format and size to ask for; `None` when nothing offered is what the user wants.
 ///
 /// Of what the user left open: the size nearest above `input` (the largest when none is), then a format that reaches
-/// the frame rate, then the cheapest to convert (MJPG comes late, GREY, which has no colours, last).
+/// the frame rate, then one with colours, the cheapest to convert.
 pub fn choose(
     offers: &[Offer],
     wanted: &Camera,
     input: (usize, usize),
     fastest: impl Fn(PixelFormat, (u32, u32)) -> Option<f64>,
 ) -> Option<(PixelFormat, (u32, u32))> {
-    let order = |f: PixelFormat| match f {
-        PixelFormat::Grey => 99,
-        f => PixelFormat::ALL.iter().position(|&x| x == f).unwrap_or(98),
-    };
+    let order = |f: PixelFormat| PixelFormat::ALL.iter().position(|&x| x == f);
     let needed = (input.0 as u32, input.1 as u32);
     let mut candidates = vec![];
     for offer in offers.iter().filter(|o| wanted.format.is_none_or(|f| f == o.format)) {
@@ -101,7 +98,7 @@ mod tests {
     }
 
     fn camera(format: Option<PixelFormat>, size: Option<(u32, u32)>, fps: Option<f64>) -> Camera {
-        Camera { device: "/dev/video0".into(), format, size, fps }
+        Camera { device: "/dev/video0".into(), format, size, fps, ..Camera::default() }
     }
 
     #[test]

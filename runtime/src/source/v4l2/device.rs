@@ -3,7 +3,7 @@
 //! The crate's own `Format`, `Description` and `Stream` are not used: they panic on values that they do not know and
 //! on errors in `Drop`, keep a larger old stride, and hand out whole buffers.
 
-use crate::preprocess::Matrix;
+use crate::preprocess::{Matrix, PixelFormat};
 use std::io;
 use std::path::Path;
 use v4l::v4l_sys::*;
@@ -35,14 +35,24 @@ plain!(
     v4l2_streamparm,
     v4l2_requestbuffers,
     v4l2_buffer,
+    v4l2_plane,
+    v4l2_queryctrl,
+    v4l2_querymenu,
+    v4l2_control,
     std::os::raw::c_int
 );
 
-pub(super) const CAPTURE: u32 = v4l2_buf_type_V4L2_BUF_TYPE_VIDEO_CAPTURE;
+const CAPTURE: u32 = v4l2_buf_type_V4L2_BUF_TYPE_VIDEO_CAPTURE;
+const CAPTURE_PLANES: u32 = v4l2_buf_type_V4L2_BUF_TYPE_VIDEO_CAPTURE_MPLANE;
+
+/// Most planes that a buffer can have.
+pub(super) const PLANES: usize = 8;
 
 /// An open device node.
 pub struct Device {
     pub(super) device: v4l::Device,
+    /// Type of its capture buffers: with one plane, or with several.
+    pub(super) kind: u32,
 }
 
 /// What a device says about itself.
@@ -56,11 +66,12 @@ pub struct Capabilities {
 
 impl Capabilities {
     pub fn captures(&self) -> bool {
-        self.flags & V4L2_CAP_VIDEO_CAPTURE != 0
+        self.flags & (V4L2_CAP_VIDEO_CAPTURE | V4L2_CAP_VIDEO_CAPTURE_MPLANE) != 0
     }
 
-    pub fn captures_planes(&self) -> bool {
-        self.flags & V4L2_CAP_VIDEO_CAPTURE_MPLANE != 0
+    /// Only where there is no interface for one plane.
+    fn captures_planes(&self) -> bool {
+        self.flags & (V4L2_CAP_VIDEO_CAPTURE_MPLANE | V4L2_CAP_VIDEO_CAPTURE) == V4L2_CAP_VIDEO_CAPTURE_MPLANE
     }
 
     pub fn streams(&self) -> bool {
@@ -100,7 +111,9 @@ pub struct Negotiated {
     pub fourcc: String,
     pub width: u32,
     pub height: u32,
-    pub stride: u32,
+    /// Bytes from one row to the next, for each of the buffer's planes: several where components lie in buffers of their
+    /// own.
+    pub strides: Vec<u32>,
     pub matrix: Matrix,
 }
 
@@ -109,7 +122,16 @@ impl Device {
         if path.as_os_str().as_encoded_bytes().contains(&0) {
             return Err(io::ErrorKind::InvalidInput.into()); // the crate would panic
         }
-        Ok(Device { device: v4l::Device::with_path(path)? })
+        let mut device = Device { device: v4l::Device::with_path(path)?, kind: CAPTURE };
+        if device.capabilities().is_ok_and(|c| c.captures_planes()) {
+            device.kind = CAPTURE_PLANES;
+        }
+        Ok(device)
+    }
+
+    /// Whether its buffers have several planes.
+    pub(super) fn has_planes(&self) -> bool {
+        self.kind == CAPTURE_PLANES
     }
 
     /// One ioctl; interrupted ones are repeated.
@@ -136,7 +158,7 @@ impl Device {
     /// Four-character codes of the formats, in the driver's order.
     pub fn formats(&self) -> Vec<String> {
         let describe = |index| {
-            let mut d = v4l2_fmtdesc { index, type_: CAPTURE, ..v4l2_fmtdesc::zeroed() };
+            let mut d = v4l2_fmtdesc { index, type_: self.kind, ..v4l2_fmtdesc::zeroed() };
             self.call(vidioc::VIDIOC_ENUM_FMT, &mut d).ok().map(|()| code(d.pixelformat))
         };
         (0..256).map_while(describe).collect()
@@ -180,32 +202,51 @@ impl Device {
     }
 
     /// Sets format and size; what comes back may differ from what was asked.
-    pub fn set_format(&self, fourcc: &str, (width, height): (u32, u32)) -> io::Result<Negotiated> {
-        let mut format = v4l2_format { type_: CAPTURE, ..v4l2_format::zeroed() };
-        // bytesperline and sizeimage stay 0: the driver would keep larger old ones
-        // SAFETY: the buffer type says that this variant is meant; all of it is zero, a value of it.
-        let pix = unsafe { &mut format.fmt.pix };
-        (pix.width, pix.height, pix.pixelformat) = (width, height, number(fourcc));
-        pix.field = v4l2_field_V4L2_FIELD_ANY;
-        // tells the driver that the fields after `priv` are there
-        pix.priv_ = V4L2_PIX_FMT_PRIV_MAGIC;
+    pub fn set_format(&self, fourcc: &str, size: (u32, u32)) -> io::Result<Negotiated> {
+        let mut format = v4l2_format { type_: self.kind, ..v4l2_format::zeroed() };
+        // strides and buffer sizes stay 0: the driver would keep larger old ones
+        if self.has_planes() {
+            // SAFETY: the buffer type says that this variant is meant; all of it is zero, a value of it.
+            let pix = unsafe { &mut format.fmt.pix_mp };
+            (pix.width, pix.height, pix.pixelformat) = (size.0, size.1, number(fourcc));
+            pix.field = v4l2_field_V4L2_FIELD_ANY;
+        } else {
+            // SAFETY: as above.
+            let pix = unsafe { &mut format.fmt.pix };
+            (pix.width, pix.height, pix.pixelformat) = (size.0, size.1, number(fourcc));
+            pix.field = v4l2_field_V4L2_FIELD_ANY;
+            // tells the driver that the fields after `priv` are there
+            pix.priv_ = V4L2_PIX_FMT_PRIV_MAGIC;
+        }
         self.call(vidioc::VIDIOC_S_FMT, &mut format)?;
-        // SAFETY: the driver fills the variant of the buffer type.
-        let pix = unsafe { format.fmt.pix };
-        // SAFETY: both variants of this union are one 32-bit number.
-        let encoding = unsafe { pix.__bindgen_anon_1.ycbcr_enc };
-        let extended = pix.priv_ == V4L2_PIX_FMT_PRIV_MAGIC;
-        let (encoding, quantization) = if extended { (encoding, pix.quantization) } else { (0, 0) };
-        let mut matrix = matrix(pix.colorspace, (encoding, quantization));
+        // SAFETY: the driver fills the variant of the buffer type; the unions of encodings are one number.
+        let (got, width, height, colorspace, encoding, quantization, strides): (_, _, _, _, _, _, Vec<u32>) = unsafe {
+            if self.has_planes() {
+                let pix = format.fmt.pix_mp;
+                let planes = pix.plane_fmt;
+                let strides = planes.iter().take(usize::from(pix.num_planes)).map(|p| p.bytesperline).collect();
+                let encoding = u32::from(pix.__bindgen_anon_1.ycbcr_enc);
+                let quantization = u32::from(pix.quantization);
+                (pix.pixelformat, pix.width, pix.height, pix.colorspace, encoding, quantization, strides)
+            } else {
+                let pix = format.fmt.pix;
+                let extended = pix.priv_ == V4L2_PIX_FMT_PRIV_MAGIC;
+                let encoding = pix.__bindgen_anon_1.ycbcr_enc;
+                let (encoding, quantization) = if extended { (encoding, pix.quantization) } else { (0, 0) };
+                let strides = vec![pix.bytesperline];
+                (pix.pixelformat, pix.width, pix.height, pix.colorspace, encoding, quantization, strides)
+            }
+        };
+        let mut matrix = matrix(colorspace, (encoding, quantization));
         // monochrome cameras give the sensor's whole range, whatever the kernel's default for luma says
-        matrix.full_range |= fourcc == "GREY" && quantization != v4l2_quantization_V4L2_QUANTIZATION_LIM_RANGE;
-        let (width, height, stride) = (pix.width, pix.height, pix.bytesperline);
-        Ok(Negotiated { fourcc: code(pix.pixelformat), width, height, stride, matrix })
+        let grey = PixelFormat::from_fourcc(fourcc).is_some_and(PixelFormat::is_grey);
+        matrix.full_range |= grey && quantization != v4l2_quantization_V4L2_QUANTIZATION_LIM_RANGE;
+        Ok(Negotiated { fourcc: code(got), width, height, strides, matrix })
     }
 
     /// Asks for a frame rate; returns the one that is set, `None` when the driver does not let it be set.
     pub fn set_rate(&self, fps: f64) -> Option<f64> {
-        let mut parameters = v4l2_streamparm { type_: CAPTURE, ..v4l2_streamparm::zeroed() };
+        let mut parameters = v4l2_streamparm { type_: self.kind, ..v4l2_streamparm::zeroed() };
         let interval = v4l2_fract { numerator: 1000, denominator: (fps * 1000.0).round() as u32 };
         parameters.parm.capture.timeperframe = interval;
         self.call(vidioc::VIDIOC_S_PARM, &mut parameters).ok()?;
@@ -214,7 +255,7 @@ impl Device {
 
     /// The frame rate that is set, where the driver tells.
     pub fn rate(&self) -> Option<f64> {
-        let mut parameters = v4l2_streamparm { type_: CAPTURE, ..v4l2_streamparm::zeroed() };
+        let mut parameters = v4l2_streamparm { type_: self.kind, ..v4l2_streamparm::zeroed() };
         self.call(vidioc::VIDIOC_G_PARM, &mut parameters).ok()?;
         rate(&parameters)
     }
@@ -237,14 +278,16 @@ fn matrix(colorspace: u32, (encoding, quantization): (u32, u32)) -> Matrix {
     Matrix { bt709, full_range }
 }
 
-fn text(bytes: &[u8]) -> String {
+pub(super) fn text(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|&b| b == 0).unwrap_or(bytes.len());
     String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
-/// A code's four characters; `\xNN` for those that are none.
+/// A code's characters, without blanks at its end; `\xNN` for those that are none.
 fn code(number: u32) -> String {
-    number.to_le_bytes().iter().flat_map(|&b| std::ascii::escape_default(b)).map(char::from).collect()
+    let text: String =
+        number.to_le_bytes().iter().flat_map(|&b| std::ascii::escape_default(b)).map(char::from).collect();
+    text.trim_end().into()
 }
 
 fn number(code: &str) -> u32 {
@@ -263,6 +306,7 @@ mod tests {
     fn codes() {
         assert_eq!(code(number("YUYV")), "YUYV");
         assert_eq!(number("MJPG"), 0x4750_4a4d);
+        assert_eq!(code(number("Y16")), "Y16");
         assert_eq!(code(0x3231_0a59), "Y\\n12");
         assert_eq!(text(b"uvcvideo\0\0"), "uvcvideo");
     }

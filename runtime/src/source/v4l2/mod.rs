@@ -1,7 +1,9 @@
 //! Cameras through Video4Linux2.
 
 mod choose;
+mod controls;
 mod device;
+mod explain;
 mod stream;
 
 use super::{Frame, FrameSource, Pixels, uri};
@@ -9,9 +11,9 @@ use crate::error::{Error, Result};
 use crate::preprocess::{PixelFormat, RawFrame};
 use choose::{Offer, choose, is_bayer};
 use device::{Device, Negotiated};
-use std::io;
+use explain::{cannot_open, csi_hint, failed, not_offered, offers_text};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 use stream::Stream;
 
 /// How long a camera may give no frame.
@@ -21,6 +23,16 @@ const MOST_DAMAGED: u64 = 30;
 
 /// A streaming camera.
 pub struct V4l2 {
+    wanted: uri::Camera,
+    input: (usize, usize),
+    /// The device's name and bus address, to know it again.
+    identity: (String, String),
+    /// `None` while the camera is lost.
+    running: Option<Running>,
+}
+
+/// What a running camera gives.
+struct Running {
     stream: Stream,
     device: PathBuf,
     format: PixelFormat,
@@ -60,35 +72,54 @@ pub struct ListedFormat {
 }
 
 impl V4l2 {
-    /// Opens a camera, sets format, size and rate, and starts streaming.
+    /// Opens a camera, sets controls, format, size and rate, and starts streaming.
     ///
     /// # Errors
     /// [`Error::Source`]: no such device, no permission, in use, not a camera, only Bayer formats, or it does not
     /// offer what is asked for.
     pub fn open(wanted: &uri::Camera, input: (usize, usize)) -> Result<V4l2> {
-        let path = wanted.device.as_path();
-        let device = Device::open(path).map_err(|e| cannot_open(path, &e))?;
-        let (offers, fourccs) = offers(path, &device)?;
-        let fastest = |format: PixelFormat, size| device.fastest(format.fourcc(), size);
-        let (format, size) =
-            choose(&offers, wanted, input, fastest).ok_or_else(|| not_offered(path, wanted, &offers))?;
-        let fourcc = offered_code(format, &fourccs);
-        let negotiated = device.set_format(fourcc, size).map_err(|e| failed(path, "cannot set the format", &e))?;
-        let substituted = negotiated.fourcc != fourcc;
-        if substituted || (wanted.size.is_some() && (negotiated.width, negotiated.height) != size) {
-            let got = format!("{} {}x{}", negotiated.fourcc, negotiated.width, negotiated.height);
-            let what = format!("{}: asked for {fourcc} {}x{}, the driver sets {got}", path.display(), size.0, size.1);
-            return Err(Error::Source { what, hint: offers_text(&offers) });
+        let (running, identity) = start(&wanted.device, wanted, input)?;
+        Ok(V4l2 { wanted: wanted.clone(), input, identity, running: Some(running) })
+    }
+
+    /// Where the camera is now: at its path, or at another number when it was plugged in again.
+    fn find_again(&self) -> PathBuf {
+        let path = &self.wanted.device;
+        let same = |l: &Listed| l.name == self.identity.0;
+        if path.exists() && describe(path).as_ref().is_none_or(same) {
+            return path.clone();
         }
-        let fastest = device.fastest(fourcc, (negotiated.width, negotiated.height));
-        let rate = set_rate(path, &device, wanted.fps, fastest)?;
-        let stream = Stream::start(device).map_err(|e| failed(path, "cannot start streaming", &e))?;
-        Ok(V4l2 { stream, device: path.into(), format, negotiated, rate, sequence: None })
+        let others = list().into_iter().filter(same);
+        others.min_by_key(|l| l.bus != self.identity.1).map_or(path.clone(), |l| l.device)
     }
 }
 
-impl FrameSource for V4l2 {
-    fn next(&mut self) -> Result<Option<Frame>> {
+/// Starts the device, which may have another path than the one that is wanted; with its name and bus address.
+fn start(path: &Path, wanted: &uri::Camera, input: (usize, usize)) -> Result<(Running, (String, String))> {
+    let device = Device::open(path).map_err(|e| cannot_open(path, &e))?;
+    let (offers, fourccs) = offers(path, &device)?;
+    let identity = device.capabilities().map(|c| (c.card, c.bus)).map_err(|e| cannot_open(path, &e))?;
+    let fastest = |format: PixelFormat, size| device.fastest(offered_code(format, &fourccs), size);
+    let (format, size) = choose(&offers, wanted, input, fastest)
+        .filter(|_| offers_code(wanted, &fourccs))
+        .ok_or_else(|| not_offered(path, wanted, &offers))?;
+    controls::set(path, &device, &wanted.controls)?;
+    let fourcc = wanted.code.unwrap_or(offered_code(format, &fourccs));
+    let negotiated = device.set_format(fourcc, size).map_err(|e| failed(path, "cannot set the format", &e))?;
+    let substituted = negotiated.fourcc != fourcc;
+    if substituted || (wanted.size.is_some() && (negotiated.width, negotiated.height) != size) {
+        let got = format!("{} {}x{}", negotiated.fourcc, negotiated.width, negotiated.height);
+        let what = format!("{}: asked for {fourcc} {}x{}, the driver sets {got}", path.display(), size.0, size.1);
+        return Err(Error::Source { what, hint: offers_text(&offers) });
+    }
+    let fastest = device.fastest(fourcc, (negotiated.width, negotiated.height));
+    let rate = set_rate(path, &device, wanted.fps, fastest)?;
+    let stream = Stream::start(device).map_err(|e| failed(path, "cannot start streaming", &e))?;
+    Ok((Running { stream, device: path.into(), format, negotiated, rate, sequence: None }, identity))
+}
+
+impl Running {
+    fn next(&mut self) -> Result<Frame> {
         let (mut skipped, mut damaged) = (0, 0);
         loop {
             let captured = self.stream.next(PATIENCE).map_err(|e| failed(&self.device, "no frame", &e))?;
@@ -106,23 +137,38 @@ impl FrameSource for V4l2 {
                 }
                 continue;
             }
-            let raw = RawFrame {
-                width: self.negotiated.width as usize,
-                height: self.negotiated.height as usize,
-                stride: if self.format == PixelFormat::Mjpg { 0 } else { self.negotiated.stride as usize },
-                format: self.format,
-                matrix: self.negotiated.matrix,
-                bytes: captured.bytes,
-            };
-            let (pixels, time) = (Pixels::Raw(raw), SystemTime::now());
-            return Ok(Some(Frame { pixels, file: None, time, capture: begin.elapsed(), skipped }));
+            let n = &self.negotiated;
+            let size = (n.width as usize, n.height as usize);
+            let stride = n.strides.first().map_or(0, |&s| s as usize);
+            let mut raw = RawFrame::new(self.format, size, stride, n.matrix, captured.bytes);
+            if captured.starts.len() > 1 {
+                raw.planes = captured.starts.into_iter().zip(n.strides.iter().map(|&s| s as usize)).collect();
+            }
+            return Ok(Frame { skipped, ..Frame::taken(Pixels::Raw(raw), captured.at, begin.elapsed()) });
+        }
+    }
+}
+
+impl FrameSource for V4l2 {
+    fn next(&mut self) -> Result<Option<Frame>> {
+        match &mut self.running {
+            Some(running) => running.next().map(Some),
+            None => Ok(None),
         }
     }
 
+    fn reopen(&mut self) -> Result<()> {
+        self.running = None; // the device must be closed first
+        self.running = Some(start(&self.find_again(), &self.wanted, self.input)?.0);
+        Ok(())
+    }
+
     fn describe(&self) -> String {
-        let n = &self.negotiated;
-        let rate = self.rate.map(|r| format!(" at {r:.4} frames a second")).unwrap_or_default();
-        format!("{} {} {}x{}{}", self.device.display(), n.fourcc, n.width, n.height, rate.replace(".0000 ", " "))
+        let Some(Running { negotiated: n, device, rate, .. }) = &self.running else {
+            return format!("{} (lost)", self.wanted.device.display());
+        };
+        let rate = rate.map(|r| format!(" at {r:.4} frames a second")).unwrap_or_default();
+        format!("{} {} {}x{}{}", device.display(), n.fourcc, n.width, n.height, rate.replace(".0000 ", " "))
     }
 
     fn is_live(&self) -> bool {
@@ -161,7 +207,7 @@ fn describe(path: &Path) -> Option<Listed> {
         }
     };
     let capabilities = device.capabilities().ok()?;
-    if !capabilities.captures() && !capabilities.captures_planes() {
+    if !capabilities.captures() {
         return None; // an output, a metadata node, a codec
     }
     (listed.name, listed.driver, listed.bus) = (capabilities.card, capabilities.driver, capabilities.bus);
@@ -182,12 +228,6 @@ fn offers(path: &Path, device: &Device) -> Result<(Vec<Offer>, Vec<String>)> {
     let source = |what: &str, hint: String| Error::Source { what: format!("{}: {what}", path.display()), hint };
     let list = || "list cameras with: vedge-run cameras".to_string();
     let c = device.capabilities().map_err(|_| source("is not a video device", list()))?;
-    if !c.captures() && c.captures_planes() {
-        return Err(source(
-            "captures through the multi-planar interface only, which vedge does not speak",
-            csi_hint(&c.driver),
-        ));
-    }
     if !c.captures() || !c.streams() {
         return Err(source("is no camera: it does not capture video", list()));
     }
@@ -219,10 +259,15 @@ pub fn readable(path: &Path, driver: &str, fourccs: &[String]) -> Result<Vec<Pix
     Err(Error::Source { what, hint: format!("vedge reads {known}") })
 }
 
-/// The code under which the camera offers a format: MJPG may be called JPEG.
+/// Whether the camera offers the very code that is asked for, where one is.
+fn offers_code(wanted: &uri::Camera, fourccs: &[String]) -> bool {
+    wanted.code.is_none_or(|code| fourccs.iter().any(|f| f == code))
+}
+
+/// The code under which the camera offers a format: MJPG may be called JPEG, NV12 in two buffers is NM12.
 fn offered_code(format: PixelFormat, fourccs: &[String]) -> &'static str {
-    let name = format.fourcc();
-    if format == PixelFormat::Mjpg && !fourccs.iter().any(|f| f == name) { "JPEG" } else { name }
+    let offered = |code: &&&str| fourccs.iter().any(|f| f == **code);
+    format.codes().iter().find(offered).copied().unwrap_or(format.fourcc())
 }
 
 /// Sets the rate that is asked for, or else up to 30 frames a second: drivers keep what the last program set.
@@ -243,73 +288,6 @@ fn set_rate(path: &Path, device: &Device, wanted: Option<f64>, fastest: Option<f
             Err(source(what, "leave fps out".into()))
         }
     }
-}
-
-fn not_offered(path: &Path, wanted: &uri::Camera, offers: &[Offer]) -> Error {
-    let format = wanted.format.map(|f| f.fourcc().to_string());
-    let size = wanted.size.map(|(w, h)| format!("{w}x{h}"));
-    let asked: Vec<String> = format.into_iter().chain(size).collect();
-    let what = format!("{}: does not offer {}", path.display(), asked.join(" "));
-    Error::Source { what, hint: offers_text(offers) }
-}
-
-fn offers_text(offers: &[Offer]) -> String {
-    let one = |o: &Offer| {
-        let sizes: Vec<String> = o.sizes.iter().map(ToString::to_string).collect();
-        format!("{} {}", o.format.fourcc(), sizes.join(" "))
-    };
-    format!("it offers {}", offers.iter().map(one).collect::<Vec<_>>().join("; "))
-}
-
-/// How to get pictures from a sensor whose driver gives raw data.
-fn csi_hint(driver: &str) -> String {
-    let pi = "Raspberry Pi: put `libcamerify` before the command (not with a static binary), or feed a v4l2loopback \
-              device with `gst-launch-1.0 libcamerasrc ! video/x-raw,width=640,height=480,format=YUY2 ! v4l2sink \
-              device=/dev/video9` and use that (rpicam-vid shows whether the camera works)";
-    let jetson = "Jetson: feed a v4l2loopback device with `gst-launch-1.0 nvarguscamerasrc ! nvvidconv ! \
-                  video/x-raw,width=640,height=480,format=YUY2 ! v4l2sink device=/dev/video9` and use that";
-    match driver {
-        "unicam" | "rp1-cfe" | "bcm2835-isp" | "pispbe" => pi.into(),
-        d if d.starts_with("tegra") => jetson.into(),
-        _ => format!("{pi}; {jetson}"),
-    }
-}
-
-fn cannot_open(path: &Path, e: &io::Error) -> Error {
-    let hint = match e.kind() {
-        io::ErrorKind::NotFound => {
-            let there: Vec<String> =
-                list().into_iter().filter(|l| l.usable).map(|l| l.device.display().to_string()).collect();
-            match there.as_slice() {
-                [] => "no camera is connected that vedge can use; list devices with: vedge-run cameras".into(),
-                there => format!("cameras here: {}", there.join(", ")),
-            }
-        }
-        io::ErrorKind::PermissionDenied => {
-            "join the group `video` and log in again: sudo usermod -aG video $USER".into()
-        }
-        _ => String::new(),
-    };
-    let why = if e.kind() == io::ErrorKind::NotFound { "no such device".into() } else { e.to_string() };
-    Error::Source { what: format!("cannot open camera {}: {why}", path.display()), hint }
-}
-
-fn failed(path: &Path, what: &str, e: &io::Error) -> Error {
-    let (why, hint) = match e.raw_os_error() {
-        Some(libc::EBUSY) => ("another program is using it".to_string(), "find it with: fuser -v /dev/video*"),
-        Some(libc::ENODEV) => ("the camera is gone (unplugged?)".to_string(), ""),
-        Some(libc::ENOSPC) => ("not enough USB bandwidth".to_string(), "try a smaller size, or format=MJPG"),
-        _ if e.kind() == io::ErrorKind::TimedOut => {
-            let seconds = PATIENCE.as_secs();
-            (
-                format!("for {seconds} seconds"),
-                "another program may hold the camera, or it needs to be plugged in again",
-            )
-        }
-        _ => (e.to_string(), ""),
-    };
-    let separator = if e.kind() == io::ErrorKind::TimedOut { " " } else { ": " };
-    Error::Source { what: format!("{}: {what}{separator}{why}", path.display()), hint: hint.into() }
 }
 
 #[cfg(test)]

@@ -1,0 +1,111 @@
+//! The threads before the model: capture, and from frames to tensors.
+
+use super::Notice;
+use super::mailbox::{Item, Mailbox};
+use crate::error::{Error, Result};
+use crate::preprocess::Preprocessor;
+use crate::source::{Frame, FrameSource};
+use ndarray::ArrayD;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+/// Waits between attempts to start a lost source: the first, and the longest.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
+
+/// A frame and its tensor.
+pub struct Prepared {
+    /// The frame.
+    pub frame: Arc<Frame>,
+    /// The model's input.
+    pub tensor: ArrayD<f32>,
+    /// When the frame was there.
+    pub captured: Instant,
+    /// Decoding, resizing, normalizing.
+    pub preprocess: Duration,
+}
+
+/// A frame and when it was there.
+pub type Arrived = (Arc<Frame>, Instant);
+
+/// Ends a mailbox whichever way its giver is left, so that no taker waits for ever, and no giver before it either.
+struct Ends<'a, A, B>(&'a Mailbox<A>, Option<&'a Mailbox<B>>);
+
+impl<A, B> Drop for Ends<'_, A, B> {
+    fn drop(&mut self) {
+        self.0.end(None);
+        if let Some(before) = self.1 {
+            before.close();
+        }
+    }
+}
+
+/// Moves frames from the source into the mailbox until either side ends. A live source that fails is started again where
+/// `retry` says so.
+pub fn capture(mut source: Box<dyn FrameSource>, retry: bool, out: &Mailbox<Arrived>, notices: &Sender<Notice>) {
+    let _ends = Ends::<_, Arrived>(out, None);
+    loop {
+        let item = match source.next() {
+            Ok(None) => return,
+            Ok(Some(frame)) => {
+                let dropped = frame.skipped;
+                Item { value: Ok((Arc::new(frame), Instant::now())), dropped }
+            }
+            Err(e) if !source.is_live() => Item { value: Err(e), dropped: 0 },
+            Err(e) if !retry => return out.end(Some(e)),
+            Err(e) => {
+                let _ = notices.send(Notice::Lost(e));
+                match start_again(&mut *source, out) {
+                    Some(()) => {
+                        let _ = notices.send(Notice::Back(source.describe()));
+                        continue;
+                    }
+                    None => return,
+                }
+            }
+        };
+        if !out.put(item) {
+            return;
+        }
+    }
+}
+
+/// Tries until it succeeds or nobody waits any more.
+fn start_again(source: &mut dyn FrameSource, out: &Mailbox<Arrived>) -> Option<()> {
+    let mut wait = RETRY.0;
+    loop {
+        std::thread::sleep(wait);
+        if out.is_closed() {
+            return None;
+        }
+        if source.reopen().is_ok() {
+            return Some(());
+        }
+        wait = (wait * 2).min(RETRY.1);
+    }
+}
+
+/// Makes tensors of frames.
+pub fn prepare(mut how: Preprocessor, from: &Mailbox<Arrived>, out: &Mailbox<Prepared>) {
+    let _ends = Ends(out, Some(from));
+    let never = AtomicBool::new(false);
+    loop {
+        let Item { value, dropped } = match from.wait_for(&never) {
+            Ok(item) => item,
+            Err(error) => return out.end(error),
+        };
+        let prepared = value.and_then(|(frame, captured)| tensor(&mut how, frame, captured));
+        if !out.put(Item { value: prepared, dropped }) {
+            return;
+        }
+    }
+}
+
+fn tensor(how: &mut Preprocessor, frame: Arc<Frame>, captured: Instant) -> Result<Prepared> {
+    let start = Instant::now();
+    // a decoder's panic on bytes that it never met is that frame's loss
+    let attempt = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| frame.tensor(how)));
+    let tensor = attempt.unwrap_or_else(|_| Err(Error::Picture("the decoder failed on this frame".into())))?;
+    Ok(Prepared { frame, tensor, captured, preprocess: start.elapsed() })
+}
