@@ -1,6 +1,8 @@
 //! `feed OUTPUT CAPTURE FOURCC WIDTHxHEIGHT FRAME`: plays the raw frame in the file FRAME into vivid's output node until it
 //! is killed; with vivid's loop on, capturing from CAPTURE at the same format and size gives exactly these bytes.
 //! Prints `feeding` on stdout once frames flow.
+//!
+//! `feed set DEVICE CONTROL VALUE`: sets a control by its name, such as vivid's `Disconnect`.
 
 use anyhow::{Context, Result, bail};
 use memmap2::{MmapMut, MmapOptions};
@@ -26,6 +28,15 @@ const BUFFERS: u32 = 4;
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
+    if let [word, device, control, value] = args.as_slice()
+        && word == "set"
+    {
+        let opened = Device::with_path(device).with_context(|| format!("opening {device}"))?;
+        if !set_control(&opened, control, Value::Integer(value.parse()?))? {
+            bail!("{device} has no control {control}");
+        }
+        return Ok(());
+    }
     let [output, capture, fourcc, size, frame] = args.as_slice() else {
         eprintln!("usage: feed OUTPUT CAPTURE FOURCC WIDTHxHEIGHT FRAME");
         std::process::exit(2);
