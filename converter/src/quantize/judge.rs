@@ -22,6 +22,9 @@ pub struct Probes {
     pub held_out: bool,
 }
 
+/// So many pictures tell that a candidate is hopeless.
+const ENOUGH_TO_REFUSE: usize = 8;
+
 /// How near a model's outputs are to the float model's on some pictures.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct Effect {
@@ -33,6 +36,8 @@ pub struct Effect {
     pub top1: f64,
     /// Mean Kullback-Leibler divergence from the float model's answers, nats.
     pub mean_kl: f64,
+    /// On how many pictures; fewer than others where it was hopeless.
+    pub pictures: usize,
 }
 
 impl Probes {
@@ -60,11 +65,11 @@ impl Probes {
         share(self.reference.iter().zip(&self.classes).map(|(y, c)| best(y) == *c))
     }
 
-    /// Runs a candidate on every picture.
+    /// Runs a candidate on every picture; on a few only, where the logits are less than `least` dB near by then.
     ///
     /// # Errors
     /// Those of loading and running it.
-    pub fn judge(&self, graph: &Graph, options: &Options, bar: &ProgressBar) -> Result<Effect> {
+    pub fn judge(&self, graph: &Graph, options: &Options, bar: &ProgressBar, least: f64) -> Result<Effect> {
         let mut session = Session::from_graph(graph.clone(), options)?;
         let mut ratio = Sqnr::default();
         let (mut answers, mut kl) = (vec![], 0.0);
@@ -75,12 +80,17 @@ impl Probes {
             answers.push(best(&got));
             kl += divergence(want, &got, self.probabilities);
             bar.inc(1);
+            if answers.len() == ENOUGH_TO_REFUSE && ratio.db() < least {
+                break;
+            }
         }
+        let count = answers.len();
         Ok(Effect {
             sqnr: ratio.db(),
             agreement: share(answers.iter().zip(&self.reference).map(|(a, y)| *a == best(y))),
             top1: share(answers.iter().zip(&self.classes).map(|(a, c)| a == c)),
-            mean_kl: kl / self.inputs.len().max(1) as f64,
+            pictures: count,
+            mean_kl: kl / count.max(1) as f64,
         })
     }
 }

@@ -1,11 +1,13 @@
 //! Mixed precision: where INT8 misses what is asked of it, the layers that cost most keep float16 weights and float
 //! arithmetic, as few as will do.
 
+use super::Candidate;
 use super::judge::Effect;
 use super::layers::{Layer, Skipped};
 use super::search::{Attempt, Search};
 use super::write::{self, write_f16_of};
 use crate::progress;
+use indicatif::ProgressBar;
 use std::collections::BTreeSet;
 use vedge_runtime::onnx::Graph;
 use vedge_runtime::{Card, Error, Result};
@@ -61,10 +63,9 @@ impl Search<'_> {
         let bar =
             progress::bar("keeping layers in float", self.probes.inputs.len() * (order.len().ilog2() as usize + 2));
         let judged = |count: usize| {
-            let float: BTreeSet<usize> = order[..count].iter().map(|(l, _)| *l).collect();
-            let graph = self.partly(a, |l| !float.contains(&l))?;
-            let effect = self.probes.judge(&graph, self.options, &bar)?;
-            Ok::<_, Error>((float, graph, effect))
+            let float = order[..count].iter().map(|(l, _)| *l).chain(a.spared.iter().copied()).collect();
+            let mixed = self.leaving(a, float, &bar)?;
+            Ok::<_, Error>((mixed.spared, mixed.graph, mixed.candidate.effect))
         };
         // The fewest: with more layers in float the effect does not get worse, but for luck on single pictures.
         let (mut low, mut high) = (0, order.len());
@@ -102,17 +103,26 @@ impl Search<'_> {
         let few = self.probes.first(SENSITIVITY);
         let bar = progress::bar("measuring each layer", a.layers.len() * few.inputs.len());
         let mut order = vec![];
-        for i in 0..a.layers.len() {
+        for i in (0..a.layers.len()).filter(|i| !a.spared.contains(i)) {
             let graph = self.partly(a, |l| l == i)?;
-            order.push((i, few.judge(&graph, self.options, &bar)?.mean_kl));
+            order.push((i, few.judge(&graph, self.options, &bar, f64::NEG_INFINITY)?.mean_kl));
         }
         bar.finish_and_clear();
         order.sort_by(|x, y| y.1.total_cmp(&x.1).then(x.0.cmp(&y.0)));
         Ok(order)
     }
 
-    /// The candidate with only some layers in integers, the other weights in float16.
-    fn partly(&self, a: &Attempt, integer: impl Fn(usize) -> bool) -> Result<Graph> {
+    /// The attempt with these layers in float instead of those it has there.
+    pub fn leaving(&self, a: &Attempt, float: BTreeSet<usize>, bar: &ProgressBar) -> Result<Attempt> {
+        let graph = self.partly(a, |l| !float.contains(&l))?;
+        let effect = self.probes.judge(&graph, self.options, bar, f64::NEG_INFINITY)?;
+        let candidate = Candidate { spared: float.len(), effect, ..a.candidate.clone() };
+        let (layers, recipe) = (a.layers.clone(), a.recipe.clone());
+        Ok(Attempt { candidate, graph, float: a.float.clone(), layers, recipe, spared: float })
+    }
+
+    /// The attempt with only some layers in integers, the other weights in float16.
+    pub fn partly(&self, a: &Attempt, integer: impl Fn(usize) -> bool) -> Result<Graph> {
         let (mut inside, mut outside) = (vec![], vec![]);
         for (i, l) in a.layers.iter().enumerate() {
             if integer(i) { inside.push(l.clone()) } else { outside.push(l) }

@@ -12,6 +12,7 @@ pub mod number;
 pub mod round;
 mod search;
 pub mod smooth;
+mod spare;
 pub mod write;
 
 pub use layers::{Layer, Skipped};
@@ -77,6 +78,8 @@ pub struct Candidate {
     pub rounding: Rounding,
     /// Values whose channels were evened out.
     pub smoothed: usize,
+    /// Small layers left in float that would make much of the noise.
+    pub spared: usize,
     /// The effect on the probes.
     pub effect: Effect,
 }
@@ -96,7 +99,11 @@ impl Candidate {
             0 => String::new(),
             n => format!(", channels of {} evened out", counted(n, "value")),
         };
-        format!("{how}{smoothed}{rounding} ({:.1} dB)", self.effect.sqnr)
+        let spared = match self.spared {
+            0 => String::new(),
+            n => format!(", {} in float16", counted(n, "small layer")),
+        };
+        format!("{how}{smoothed}{rounding}{spared} ({:.1} dB)", self.effect.sqnr)
     }
 }
 
@@ -177,7 +184,26 @@ pub fn quantize(
     if preset.tries(Activations::PerToken) {
         tried.extend(search.cpu(&ground, &sites)?);
     }
-    // Best first; on a tie the first tried, which does less, stays first.
+    search.spare_best(&mut tried)?;
+    rank(&mut tried);
+    let candidates: Vec<Candidate> = tried.iter().map(|a| a.candidate.clone()).collect();
+    let chosen = tried.swap_remove(0);
+    let (activations, mut effect) = (chosen.candidate.activations, chosen.candidate.effect);
+    let mixed = search.mix(&chosen, target)?;
+    let reason = "float16 weights: little work, but much of the noise".to_string();
+    skipped.extend(chosen.spared.iter().map(|l| Skipped { name: layers[*l].name.clone(), reason: reason.clone() }));
+    let (mut graph, mut float) = (chosen.graph, chosen.spared);
+    if let Some(m) = mixed {
+        skipped.extend(m.skipped);
+        (graph, effect, float) = (m.graph, m.effect, m.float);
+    }
+    let mut i = 0..;
+    layers.retain(|_| i.next().is_some_and(|i| !float.contains(&i)));
+    Ok(Quantized { graph, activations, layers, skipped, candidates, effect: Some(effect) })
+}
+
+/// Best first; on a tie the first tried, which does less, stays first. A portable one that is hardly worse comes before all.
+fn rank(tried: &mut [Attempt]) {
     let sqnr = |a: &Attempt| a.candidate.effect.sqnr;
     tried.sort_by(|a, b| sqnr(b).total_cmp(&sqnr(a)));
     let least = sqnr(&tried[0]) - MEANINGFUL_DB;
@@ -185,18 +211,6 @@ pub fn quantize(
     if let Some(at) = tried.iter().position(portable) {
         tried[..=at].rotate_right(1);
     }
-    let candidates: Vec<Candidate> = tried.iter().map(|a| a.candidate.clone()).collect();
-    let chosen = tried.swap_remove(0);
-    let (activations, mut effect) = (chosen.candidate.activations, chosen.candidate.effect);
-    let mixed = search.mix(&chosen, target)?;
-    let mut graph = chosen.graph;
-    if let Some(m) = mixed {
-        let mut i = 0..;
-        layers.retain(|_| i.next().is_some_and(|i| !m.float.contains(&i)));
-        skipped.extend(m.skipped);
-        (graph, effect) = (m.graph, m.effect);
-    }
-    Ok(Quantized { graph, activations, layers, skipped, candidates, effect: Some(effect) })
 }
 
 fn write(graph: &Graph, layers: &[Layer], recipe: &Recipe) -> Result<Graph> {

@@ -25,6 +25,7 @@ impl Affine {
 }
 
 /// A weight as int8 with one scale for each output channel; symmetric, −127…127.
+#[derive(Clone)]
 pub struct Weight {
     /// Integers, in the order of the float weight.
     pub values: Vec<i8>,

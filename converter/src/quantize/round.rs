@@ -14,6 +14,7 @@ const DAMPING: f64 = 0.01;
 const BLOCK: usize = 64;
 
 /// Integers for a layer and the bias that goes with them.
+#[derive(Clone)]
 pub struct Rounded {
     /// The weight.
     pub weight: Weight,

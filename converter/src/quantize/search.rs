@@ -9,7 +9,7 @@ use super::{Candidate, Probes, Rounding, Sqnr, write};
 use crate::progress;
 use ndarray::ArrayView1;
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use vedge_calibration::{Calibrator, Histogram, InputMoments, Statistics, View};
@@ -71,6 +71,8 @@ pub struct Attempt {
     pub layers: Vec<Layer>,
     /// How they were quantized.
     pub recipe: Recipe,
+    /// Indices of the layers left in float for the sake of accuracy.
+    pub spared: BTreeSet<usize>,
 }
 
 impl Search<'_> {
@@ -79,26 +81,46 @@ impl Search<'_> {
         let mut tried = vec![];
         for c in Calibrator::ALL {
             let recipe = Recipe { ranges: ground.ranges(c), ..Recipe::default() };
-            tried.push(self.judged(ground, Activations::Static, Some(c), recipe)?);
+            tried.push(self.judged(ground, Activations::Static, Some(c), recipe, &tried)?);
         }
-        let best = best(&tried).calibrator.expect("static candidates have one");
+        let best = best(&tried).candidate.calibrator.expect("static candidates have one");
         let even = self.smooth(ground, sites, Activations::Static)?;
         for ground in std::iter::once(ground).chain(&even) {
             let ranges = ground.ranges(best);
             let noise = |l: &Layer| ranges.get(&l.activation).map_or(0.0, |r| rounding_noise(*r));
             let rounded = self.round(ground, noise)?;
-            tried.push(self.judged(ground, Activations::Static, Some(best), Recipe { ranges, rounded })?);
+            tried.push(self.judged(ground, Activations::Static, Some(best), Recipe { ranges, rounded }, &tried)?);
         }
         Ok(tried)
     }
 
-    /// Activations quantized row by row: how weights are rounded, then whether channels are evened out.
+    /// Activations quantized row by row: how weights are rounded, then whether channels are evened out, then whether
+    /// convolutions, whose input has one range for the whole picture, do better with a calibrated one.
     pub fn cpu(&self, ground: &Ground<'_>, sites: &[Site]) -> Result<Vec<Attempt>> {
-        let mut tried = vec![self.judged(ground, Activations::PerToken, None, Recipe::default())?];
+        let mut tried = vec![self.judged(ground, Activations::PerToken, None, Recipe::default(), &[])?];
         let even = self.smooth(ground, sites, Activations::PerToken)?;
         for ground in std::iter::once(ground).chain(&even) {
             let rounded = self.round(ground, |l| row_noise(ground, l))?;
-            tried.push(self.judged(ground, Activations::PerToken, None, Recipe { rounded, ..Recipe::default() })?);
+            tried.push(self.judged(
+                ground,
+                Activations::PerToken,
+                None,
+                Recipe { rounded, ..Recipe::default() },
+                &tried,
+            )?);
+        }
+        let so_far = best(&tried);
+        let ground = if so_far.candidate.smoothed > 0 { even.as_ref().unwrap_or(ground) } else { ground };
+        let convolutions: BTreeSet<&String> =
+            ground.layers.iter().filter(|l| l.class != "linear").map(|l| &l.activation).collect();
+        if convolutions.len() > 1 {
+            let rounded = so_far.recipe.rounded.clone();
+            for c in Calibrator::ALL {
+                let mut ranges = ground.ranges(c);
+                ranges.retain(|value, _| convolutions.contains(value));
+                let recipe = Recipe { ranges, rounded: rounded.clone() };
+                tried.push(self.judged(ground, Activations::PerToken, Some(c), recipe, &tried)?);
+            }
         }
         Ok(tried)
     }
@@ -139,16 +161,17 @@ impl Search<'_> {
         activations: Activations,
         calibrator: Option<Calibrator>,
         recipe: Recipe,
+        others: &[Attempt],
     ) -> Result<Attempt> {
         let mut graph = write(&ground.graph, &ground.layers, &recipe)?;
         Card { activations, ..self.card.clone() }.embed(&mut graph);
         let bar = progress::bar("judging by the logits", self.probes.inputs.len());
-        let effect = self.probes.judge(&graph, self.options, &bar)?;
+        let effect = self.probes.judge(&graph, self.options, &bar, hopeless(others))?;
         bar.finish_and_clear();
         let rounding = if recipe.rounded.is_empty() { Rounding::Nearest } else { Rounding::Compensated };
-        let candidate = Candidate { activations, calibrator, rounding, smoothed: ground.smoothed, effect };
+        let candidate = Candidate { activations, calibrator, rounding, smoothed: ground.smoothed, spared: 0, effect };
         let (float, layers) = (ground.graph.clone().into_owned(), ground.layers.to_vec());
-        Ok(Attempt { candidate, graph, float, layers, recipe })
+        Ok(Attempt { candidate, graph, float, layers, recipe, spared: BTreeSet::new() })
     }
 
     /// Compensated integers of every layer whose inputs are known and whose weight it has for itself. `noise` is the
@@ -188,10 +211,18 @@ fn row_noise(ground: &Ground<'_>, l: &Layer) -> f64 {
     }
 }
 
-/// The candidate with the best logits; the first among equals.
-fn best(tried: &[Attempt]) -> &Candidate {
-    let better = |a: &&Candidate, b: &&Candidate| a.effect.sqnr.total_cmp(&b.effect.sqnr);
-    tried.iter().map(|a| &a.candidate).rev().max_by(better).expect("something was tried")
+/// So many dB below the best of the others nothing can be made up for.
+const HOPELESS_DB: f64 = 6.0;
+
+/// What an attempt must reach to be of interest beside others.
+pub fn hopeless(others: &[Attempt]) -> f64 {
+    others.iter().map(|a| a.candidate.effect.sqnr - HOPELESS_DB).fold(f64::NEG_INFINITY, f64::max)
+}
+
+/// The attempt with the best logits; the first among equals.
+pub fn best(tried: &[Attempt]) -> &Attempt {
+    let better = |a: &&Attempt, b: &&Attempt| a.candidate.effect.sqnr.total_cmp(&b.candidate.effect.sqnr);
+    tried.iter().rev().max_by(better).expect("something was tried")
 }
 
 /// Variance of the error of a value rounded to 256 steps of a range.

@@ -8,7 +8,7 @@ use vedge_runtime::onnx::proto::OperatorSetIdProto;
 use vedge_runtime::onnx::{DType, ModelProto, NodeProto, attr, f32_tensor, to_f32, to_i8, value_info};
 
 /// Repeatable numbers in −1…1.
-fn noise(seed: u64, n: usize) -> Vec<f32> {
+pub fn noise(seed: u64, n: usize) -> Vec<f32> {
     vedge_runtime::model::card::SelfTest::input(seed, n)
 }
 
@@ -206,7 +206,7 @@ fn sqnr_of_equal_and_broken_logits() {
     assert!((db(&[10.0], &[9.0]) - 20.0).abs() < 1e-9);
 }
 
-fn card() -> Card {
+pub fn card() -> Card {
     Card {
         version: VERSION,
         name: "test".into(),

@@ -12,7 +12,7 @@ use vedge_runtime::{Error, Result};
 const FIRST_OPSET: i64 = 13;
 
 /// How a model is quantized.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Recipe {
     /// Range of each activation that gets QuantizeLinear and DequantizeLinear.
     pub ranges: BTreeMap<String, (f32, f32)>,
