@@ -4,7 +4,7 @@ use ndarray::linalg::general_mat_mul;
 use ndarray::{Array1, Array2, ArrayD, Axis};
 
 /// How the elements of a value meet the weights of a layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub enum View {
     /// Every position of the leading axes is a row, the last axis its inputs: linear layers.
     Rows,
@@ -31,7 +31,7 @@ const KEPT: usize = 4;
 const KEPT_IN_ALL: usize = 512;
 
 /// Mean and covariance of a layer's inputs, streamed, and a few rows as they were.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct InputMoments {
     view: View,
     /// Sum of the outer products of rows, for each group.

@@ -70,7 +70,8 @@ pub fn moments(
         all.push((width, None));
     }
     let values: Vec<&str> = taps.iter().map(String::as_str).collect();
-    let see = |picture: usize, values: &[(usize, &ArrayD<f32>)]| {
+    let mut picture = 0;
+    let see = |values: &[(usize, &ArrayD<f32>)], outputs: &[ArrayD<f32>]| {
         for &(at, value) in values {
             if value.iter().any(|v| !v.is_finite()) {
                 return Err(not_finite(&taps[at], picture));
@@ -81,9 +82,11 @@ pub fn moments(
             let rows = rows.map_err(|e| Error::Shape(format!("value `{}`: {e}", taps[at])))?;
             moments.get_or_insert_with(|| Moments::new(*width)).add(rows);
         }
+        done(picture, outputs);
+        picture += 1;
         Ok(())
     };
-    watch(graph, &values, inputs, options, see, &mut done)?;
+    watch(graph, &values, inputs, options, see)?;
     Ok(taps.iter().cloned().zip(all.into_iter().map(|(width, m)| m.unwrap_or_else(|| Moments::new(width)))).collect())
 }
 

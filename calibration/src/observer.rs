@@ -6,15 +6,21 @@
 pub enum Calibrator {
     /// The exact extremes: nothing seen in calibration is clipped.
     MinMax,
+    /// The extremes of a picture, averaged over pictures (later ones weigh more): lone outliers of few pictures are clipped.
+    MovingAverage,
     /// The range that leaves out one value in ten thousand, half of them on each side.
     Percentile,
     /// The range with the least mean squared error after rounding to 256 steps and clipping.
     Mse,
+    /// The range whose 256 steps tell most about the values: least Kullback-Leibler divergence (Migacz, "8-bit inference with
+    /// TensorRT").
+    Entropy,
 }
 
 impl Calibrator {
     /// Every calibrator, the default first.
-    pub const ALL: [Calibrator; 3] = [Calibrator::MinMax, Calibrator::Percentile, Calibrator::Mse];
+    pub const ALL: [Calibrator; 5] =
+        [Calibrator::MinMax, Calibrator::MovingAverage, Calibrator::Percentile, Calibrator::Mse, Calibrator::Entropy];
 
     /// Its name in reports.
     pub fn name(self) -> &'static str {
@@ -22,6 +28,19 @@ impl Calibrator {
             Calibrator::MinMax => "min-max",
             Calibrator::Percentile => "percentile 99.99",
             Calibrator::Mse => "least squares",
+            Calibrator::MovingAverage => "moving average",
+            Calibrator::Entropy => "entropy",
+        }
+    }
+
+    /// Its name on the command line.
+    pub fn key(self) -> &'static str {
+        match self {
+            Calibrator::MinMax => "min-max",
+            Calibrator::MovingAverage => "moving-average",
+            Calibrator::Percentile => "percentile",
+            Calibrator::Mse => "mse",
+            Calibrator::Entropy => "entropy",
         }
     }
 }
@@ -35,25 +54,38 @@ const STEPS: f64 = 255.0;
 
 /// Streaming histogram over a range that is symmetric about zero and doubles when a value does not fit (then pairs
 /// of bins merge), with the exact minimum and maximum beside it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Histogram {
     bins: Vec<u64>,
     /// The bins cover `-limit..limit`; a power of two, so that merging is exact.
     limit: f32,
     min: f32,
     max: f32,
+    /// Moving average of the extremes of each portion.
+    average: (f32, f32),
     count: u64,
     not_finite: u64,
 }
 
+/// Weight of the newest portion in the moving average.
+const NEWEST: f32 = 0.1;
+
 impl Default for Histogram {
     fn default() -> Self {
-        Histogram { bins: vec![0; BINS], limit: 1.0 / 1024.0, min: 0.0, max: 0.0, count: 0, not_finite: 0 }
+        Histogram {
+            bins: vec![0; BINS],
+            limit: 1.0 / 1024.0,
+            min: 0.0,
+            max: 0.0,
+            average: (0.0, 0.0),
+            count: 0,
+            not_finite: 0,
+        }
     }
 }
 
 impl Histogram {
-    /// Adds values. Those that are not finite are only counted.
+    /// Adds the values of one picture. Those that are not finite are only counted.
     pub fn add(&mut self, values: impl Iterator<Item = f32> + Clone) {
         let (mut min, mut max, mut bad) = (0f32, 0f32, 0u64);
         for v in values.clone() {
@@ -64,16 +96,20 @@ impl Histogram {
                 bad += 1;
             }
         }
+        let (low, high) = self.average;
+        self.average = match self.count {
+            0 => (min, max),
+            _ => (low + NEWEST * (min - low), high + NEWEST * (max - high)),
+        };
         self.min = self.min.min(min);
         self.max = self.max.max(max);
         self.not_finite += bad;
         while self.limit <= self.max.max(-self.min) && self.limit < f32::MAX / 4.0 {
             self.double();
         }
-        let per_unit = (BINS / 2) as f32 / self.limit;
         for v in values.filter(|v| v.is_finite()) {
-            let at = (v * per_unit).floor() as i64 + (BINS / 2) as i64;
-            self.bins[at.clamp(0, BINS as i64 - 1) as usize] += 1;
+            let at = self.bin(v);
+            self.bins[at] += 1;
             self.count += 1;
         }
     }
@@ -109,6 +145,8 @@ impl Histogram {
             Calibrator::MinMax => self.extremes(),
             Calibrator::Percentile => self.percentile(OUTSIDE / 2.0),
             Calibrator::Mse => self.least_squares(),
+            Calibrator::MovingAverage => self.average,
+            Calibrator::Entropy => self.most_telling(),
         }
     }
 
@@ -157,6 +195,47 @@ impl Histogram {
             consider((low, high * s), &mut best);
         }
         best
+    }
+
+    /// Shrinks both ends together as long as less is lost: the values beyond the ends, which move there, and the differences
+    /// between values that share a step.
+    fn most_telling(&self) -> (f32, f32) {
+        if self.count == 0 {
+            return (0.0, 0.0);
+        }
+        let ranges = (5..=100).rev().map(|p| (self.min * p as f32 / 100.0, self.max * p as f32 / 100.0));
+        let loss = |range: &(f32, f32)| self.divergence(*range);
+        let better = |a: (f64, (f32, f32)), b: (f64, (f32, f32))| if b.0 < a.0 { b } else { a };
+        ranges.map(|r| (loss(&r), r)).reduce(better).map_or((self.min, self.max), |best| best.1)
+    }
+
+    /// Kullback-Leibler divergence of what the steps of a range tell from the distribution of the values, nats.
+    fn divergence(&self, (low, high): (f32, f32)) -> f64 {
+        let (first, last) = (self.bin(low), self.bin(high));
+        let width = last - first + 1;
+        // Beyond the ends, the values count for the last bin inside.
+        let mut inside = self.bins[first..=last].to_vec();
+        inside[0] += self.bins[..first].iter().sum::<u64>();
+        inside[width - 1] += self.bins[last + 1..].iter().sum::<u64>();
+        let levels = (STEPS as usize + 1).min(width);
+        let (total, clipped) = (self.count as f64, self.bins[first..=last].iter().sum::<u64>() as f64);
+        let mut sum = 0.0;
+        for level in 0..levels {
+            let of = level * width / levels..(level + 1) * width / levels;
+            // Of the values inside of the range each step knows the sum alone, spread over the bins where any are.
+            let known = self.bins[first + of.start..first + of.end].iter().sum::<u64>() as f64 / clipped;
+            let used = inside[of.clone()].iter().filter(|n| **n > 0).count() as f64;
+            for &n in inside[of].iter().filter(|n| **n > 0) {
+                let p = n as f64 / total;
+                sum += p * (p / (known / used).max(1e-12)).ln();
+            }
+        }
+        sum
+    }
+
+    fn bin(&self, v: f32) -> usize {
+        let per_unit = (BINS / 2) as f32 / self.limit;
+        ((v * per_unit).floor() as i64 + (BINS / 2) as i64).clamp(0, BINS as i64 - 1) as usize
     }
 
     /// Expected squared error of a value, times the count: a step's variance inside of the range, the distance to
@@ -241,6 +320,30 @@ mod tests {
         let (_, high) = of(&v).range(Calibrator::Mse);
         assert!(high < 3.9, "{high}");
         assert!(high >= 0.99, "{high}");
+    }
+
+    #[test]
+    fn the_moving_average_forgets_an_outlier_of_one_picture() {
+        let mut h = Histogram::default();
+        h.add([100.0, -1.0].into_iter());
+        (0..60).for_each(|_| h.add([2.0, -1.0].into_iter()));
+        let (low, high) = h.range(Calibrator::MovingAverage);
+        assert!((low + 1.0).abs() < 1e-5 && (2.0..3.0).contains(&high), "{low} {high}");
+        // Pictures alike: as min-max.
+        let mut h = Histogram::default();
+        (0..9).for_each(|_| h.add([2.0, -1.0].into_iter()));
+        assert_eq!(h.range(Calibrator::MovingAverage), h.range(Calibrator::MinMax));
+    }
+
+    #[test]
+    fn entropy_clips_a_lone_outlier_and_keeps_a_flat_spread() {
+        let flat: Vec<f32> = (0..100_000).map(|i| (i % 1000) as f32 / 1000.0).collect();
+        let (_, high) = of(&flat).range(Calibrator::Entropy);
+        assert!(high > 0.9, "{high}");
+        let mut v = flat;
+        v[5] = 9.0;
+        let (_, high) = of(&v).range(Calibrator::Entropy);
+        assert!((0.9..2.0).contains(&high), "{high}");
     }
 
     #[test]

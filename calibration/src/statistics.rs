@@ -36,42 +36,66 @@ pub struct Statistics {
     pub pictures: usize,
 }
 
-/// Runs `graph` (float, input shapes fixed) on `inputs` and observes the values named `taps`; `done` hears of each picture's
-/// outputs. Memory does not depend on the number of inputs.
+/// Runs `graph` (float, input shapes fixed) on `inputs` and observes the values named `taps`, continuing `from` what the
+/// pictures before told; `done` hears what is known after each picture, and of its outputs. Memory does not depend on the number of inputs.
 ///
 /// # Errors
 /// Those of [`Session`] and of `inputs`; [`Error::Shape`] for a tap that the graph does not have; [`Error::BadModel`] when a value is infinite or NaN (naming the first in graph order).
 pub fn collect(
     graph: &Graph,
     taps: &[Tap],
+    from: Partial,
     inputs: impl Iterator<Item = Result<ArrayD<f32>>>,
     options: &Options,
-    mut done: impl FnMut(usize, &[ArrayD<f32>]),
+    mut done: impl FnMut(&Partial, &[ArrayD<f32>]),
 ) -> Result<Statistics> {
+    let mut partial = if from.pictures == 0 { Partial::new(taps.len()) } else { from };
+    if partial.seen.len() != taps.len() {
+        let (have, want) = (partial.seen.len(), taps.len());
+        return Err(Error::Shape(format!("statistics of {have} values to be continued with {want}")));
+    }
     let values: Vec<&str> = taps.iter().map(|t| t.value.as_str()).collect();
-    let mut seen: Vec<Seen> = taps.iter().map(|_| Seen::default()).collect();
     // Each value of a picture for itself, on all threads; the pictures one after the other, so that sums have one order.
     let workers = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build();
     let workers = workers.map_err(|e| Error::Engine(format!("no worker threads: {e}")))?;
-    let see = |picture: usize, values: &[(usize, &ArrayD<f32>)]| {
+    let see = |values: &[(usize, &ArrayD<f32>)], outputs: &[ArrayD<f32>]| {
+        let picture = partial.pictures;
         let mut of: Vec<Option<&ArrayD<f32>>> = vec![None; taps.len()];
         values.iter().for_each(|(at, value)| of[*at] = Some(value));
-        let each = seen.par_iter_mut().zip(taps).zip(of);
+        let each = partial.seen.par_iter_mut().zip(taps).zip(of);
         let results: Vec<Result<()>> = workers
             .install(|| each.map(|((seen, tap), value)| value.map_or(Ok(()), |v| seen.add(tap, v, picture))).collect());
-        results.into_iter().collect()
+        results.into_iter().collect::<Result<()>>()?;
+        partial.pictures += 1;
+        done(&partial, outputs);
+        Ok(())
     };
-    let pictures = watch(graph, &values, inputs, options, see, &mut done)?;
-    let mut all = Statistics { pictures, ..Statistics::default() };
-    for (tap, seen) in taps.iter().zip(seen) {
+    watch(graph, &values, inputs, options, see)?;
+    let mut all = Statistics { pictures: partial.pictures, ..Statistics::default() };
+    for (tap, seen) in taps.iter().zip(partial.seen) {
         all.observed.insert(tap.value.clone(), seen.range);
         all.moments.extend(seen.moments.into_iter().map(|(view, m)| ((tap.value.clone(), view), m)));
     }
     Ok(all)
 }
 
+/// What is known after some of the pictures.
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
+pub struct Partial {
+    /// How many pictures those were.
+    pub pictures: usize,
+    /// Of each tap.
+    seen: Vec<Seen>,
+}
+
+impl Partial {
+    fn new(taps: usize) -> Partial {
+        Partial { pictures: 0, seen: (0..taps).map(|_| Seen::default()).collect() }
+    }
+}
+
 /// What is kept of one value.
-#[derive(Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 struct Seen {
     range: Histogram,
     moments: BTreeMap<View, InputMoments>,
@@ -98,8 +122,8 @@ impl Seen {
     }
 }
 
-/// Runs `graph` on `inputs` and hands the values named `taps` to `see`, those of one picture at a time: number of the picture, index of the tap and value of each.
-/// `done` hears of each picture's own outputs. Returns how many pictures were run.
+/// Runs `graph` on `inputs` and hands the values named `taps` to `see`, those of one picture at a time: index of the tap and
+/// value of each, and the picture's own outputs.
 ///
 /// # Errors
 /// As [`collect`], and those of `see`.
@@ -108,9 +132,8 @@ pub(crate) fn watch(
     taps: &[&str],
     inputs: impl Iterator<Item = Result<ArrayD<f32>>>,
     options: &Options,
-    mut see: impl FnMut(usize, &[(usize, &ArrayD<f32>)]) -> Result<()>,
-    done: &mut dyn FnMut(usize, &[ArrayD<f32>]),
-) -> Result<usize> {
+    mut see: impl FnMut(&[(usize, &ArrayD<f32>)], &[ArrayD<f32>]) -> Result<()>,
+) -> Result<()> {
     let mut tapped = graph.clone();
     let own = graph.outputs.len();
     let input = graph.inputs.first().map(|i| i.name().to_string()).unwrap_or_default();
@@ -122,16 +145,13 @@ pub(crate) fn watch(
         tapped.outputs.push(vedge_runtime::onnx::value_info(t, dtype, &shape));
     }
     let mut session = Session::from_graph(tapped, options)?;
-    let mut pictures = 0;
     for x in inputs {
         let x = [x?];
         let outputs = session.run(&x)?;
         let seen = on_input.iter().map(|&t| (t, &x[0])).chain(inside.iter().copied().zip(&outputs[own..]));
-        see(pictures, &seen.collect::<Vec<_>>())?;
-        done(pictures, &outputs[..own]);
-        pictures += 1;
+        see(&seen.collect::<Vec<_>>(), &outputs[..own])?;
     }
-    Ok(pictures)
+    Ok(())
 }
 
 /// The error for a value that is infinite or NaN on a picture (counted from 0).
@@ -186,25 +206,49 @@ mod tests {
     fn inputs_and_inner_values_are_observed() {
         let data = [[1., 0., 0., 0., 1., 0.], [0., 0., -1., 0., 0., 2.]];
         let mut outputs = vec![];
-        let s = collect(&graph(), &[tap("x"), tap("h")], inputs(&data), &Options::default(), |i, y| {
-            outputs.push((i, y[0].iter().copied().collect::<Vec<f32>>()));
-        })
-        .unwrap();
+        let s =
+            collect(&graph(), &[tap("x"), tap("h")], Partial::default(), inputs(&data), &Options::default(), |p, y| {
+                outputs.push((p.pictures, y[0].iter().copied().collect::<Vec<f32>>()));
+            })
+            .unwrap();
         assert_eq!(s.pictures, 2);
         assert_eq!(s.observed["x"].extremes(), (-1.0, 2.0));
         assert_eq!(s.observed["h"].extremes(), (-6.0, 12.0));
-        assert_eq!(outputs, [(0, vec![1., 2., 3., 4.]), (1, vec![0., 0., 10., 12.])]);
+        assert_eq!(outputs, [(1, vec![1., 2., 3., 4.]), (2, vec![0., 0., 10., 12.])]);
+    }
+
+    #[test]
+    fn continuing_is_as_not_having_stopped() {
+        let data = [[1., 0.5, 0., 0., 1., 0.3], [0., 0.1, -1., 0., 0., 2.], [0.7, 0., 3., -2., 0., 1.]];
+        let taps = [Tap { views: vec![View::Rows], ..tap("x") }, tap("h")];
+        let run = |from: Partial, data: &[[f32; 6]]| {
+            let mut last = Partial::default();
+            let s = collect(&graph(), &taps, from, inputs(data), &Options::default(), |p, _| last = p.clone()).unwrap();
+            (s, last)
+        };
+        let (whole, _) = run(Partial::default(), &data);
+        let (_, stopped) = run(Partial::default(), &data[..2]);
+        let (continued, _) = run(stopped, &data[2..]);
+        assert_eq!(format!("{whole:?}"), format!("{continued:?}"));
+        assert_eq!(continued.pictures, 3);
     }
 
     #[test]
     fn what_is_not_finite_is_named() {
-        let e = collect(&graph(), &[tap("h")], inputs(&[[f32::INFINITY; 6]]), &Options::default(), |_, _| {});
+        let e = collect(
+            &graph(),
+            &[tap("h")],
+            Partial::default(),
+            inputs(&[[f32::INFINITY; 6]]),
+            &Options::default(),
+            |_, _| {},
+        );
         assert!(e.unwrap_err().to_string().contains("`h`"));
     }
 
     #[test]
     fn a_tap_that_is_not_there_is_an_error() {
-        let e = collect(&graph(), &[tap("z")], inputs(&[]), &Options::default(), |_, _| {});
+        let e = collect(&graph(), &[tap("z")], Partial::default(), inputs(&[]), &Options::default(), |_, _| {});
         assert!(e.unwrap_err().to_string().contains("`z`"));
     }
 }

@@ -2,13 +2,13 @@
 
 use crate::arch::{self, Architecture};
 use crate::passes::{self, PassReport, Prepare};
-use crate::quantize::{self, Candidate, Evidence, Layer, Preset, Probes, Quantized, Skipped, Target};
+use crate::quantize::{self, Candidate, Evidence, Layer, Preset, Probes, Quantized, Skipped, Target, Wish};
 use crate::{check, preset, progress, prune};
 use ndarray::ArrayD;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use vedge_calibration::{Dataset, Item, Tap, View, collect, dataset, input_moments};
+use vedge_calibration::{Cache, Calibrator, Dataset, Item, Tap, View, collect, dataset, input_moments};
 use vedge_runtime::error::counted;
 use vedge_runtime::model::card::{
     Accuracy, Activations, CalibrationData, OutputKind, Preprocess, Provenance, SelfTest, VERSION,
@@ -64,6 +64,10 @@ pub struct Settings {
     pub prune: prune::Request,
     /// What INT8 must keep; layers stay float until it does.
     pub target: Target,
+    /// How ranges of activations are chosen; `None` tries every way.
+    pub calibrator: Option<Calibrator>,
+    /// Folder in which statistics are kept between conversions.
+    pub cache: Option<PathBuf>,
     /// Calibration pictures.
     pub calibration: Option<Pictures>,
     /// Preset or JSON file for preprocessing; `None` takes that of the source's card.
@@ -121,6 +125,12 @@ pub fn convert(source: &Path, settings: &Settings) -> Result<Converted> {
     if settings.target.is_some() && (settings.precision != Precision::Int8 || settings.calibration.is_none()) {
         return Err(Error::Usage {
             what: "--max-drop and --min-agreement are measured on calibration pictures of an INT8 model".into(),
+            hint: "add --calib DIR, and leave --precision out".into(),
+        });
+    }
+    if settings.calibrator.is_some() && (settings.precision != Precision::Int8 || settings.calibration.is_none()) {
+        return Err(Error::Usage {
+            what: "--calibrator chooses ranges from calibration pictures of an INT8 model".into(),
             hint: "add --calib DIR, and leave --precision out".into(),
         });
     }
@@ -346,8 +356,7 @@ fn int8(
     settings: &Settings,
 ) -> Result<Quantized> {
     let evidence = items.map(|items| observe(graph, items, card, output, settings)).transpose()?;
-    let done =
-        quantize::quantize(graph, settings.preset, &settings.target, evidence.as_ref(), card, &settings.options)?;
+    let done = quantize::quantize(graph, &settings.wish(), evidence.as_ref(), card, &settings.options)?;
     if done.layers.is_empty() {
         return Err(Error::Unsupported {
             what: "the model has no Conv, Gemm or MatMul with a constant weight: nothing to quantize".into(),
@@ -400,8 +409,24 @@ fn observe(graph: &Graph, items: &[Item], card: &Card, output: usize, settings: 
     };
     let taps = taps(graph);
     let bar = progress::bar("calibrating", observed.len() + probes.len());
-    let inputs = observed.iter().map(|i| load_picture(&i.path, &card.preprocess));
-    let statistics = collect(graph, &taps, inputs, &settings.options, |_, _| bar.inc(1))?;
+    let mut cache = settings.cache.as_deref().map(|dir| cache_of(dir, graph, &taps, observed, card)).transpose()?;
+    let known = cache.as_ref().map(Cache::load).unwrap_or_default();
+    let done = known.pictures.min(observed.len());
+    bar.inc(done as u64);
+    let inputs = observed[done..].iter().map(|i| load_picture(&i.path, &card.preprocess));
+    // A cache that cannot be written is no reason to stop.
+    let mut warned = None;
+    let statistics = collect(graph, &taps, known, inputs, &settings.options, |known, _| {
+        bar.inc(1);
+        if let Some(cache) = &mut cache {
+            let last = known.pictures == observed.len();
+            let saved = if last { cache.save(known) } else { cache.save_now_and_then(known) };
+            warned = warned.take().or(saved.err());
+        }
+    })?;
+    if let Some(e) = warned {
+        log(&format!("statistics are not kept: {e} (--no-cache avoids this)"));
+    }
     let mut session = Session::from_graph(graph.clone(), &settings.options)?;
     let (mut inputs, mut reference) = (vec![], vec![]);
     for i in probes {
@@ -415,6 +440,24 @@ fn observe(graph: &Graph, items: &[Item], card: &Card, output: usize, settings: 
     let classes = probes.iter().map(|i| i.class).collect();
     let probabilities = card.output.kind == "probabilities";
     Ok(Evidence { statistics, probes: Probes { inputs, reference, classes, output, probabilities, held_out } })
+}
+
+/// The cache of everything that statistics depend on: the float graph, what is observed, the pictures, how they are read.
+fn cache_of(dir: &Path, graph: &Graph, taps: &[Tap], items: &[Item], card: &Card) -> Result<Cache> {
+    let model = sha256(&graph.encode());
+    let pictures = dataset::fingerprint(items)?;
+    let how = format!("{taps:?} {:?} {}", card.preprocess, env!("CARGO_PKG_VERSION"));
+    Ok(Cache::of(dir, &[model.as_bytes(), pictures.as_bytes(), how.as_bytes()]))
+}
+
+fn log(line: &str) {
+    eprintln!("warning: {line}");
+}
+
+impl Settings {
+    fn wish(&self) -> Wish {
+        Wish { preset: self.preset, calibrator: self.calibrator, target: self.target }
+    }
 }
 
 fn self_test(graph: &Graph, output: usize) -> Result<SelfTest> {

@@ -35,6 +35,8 @@ impl Random {
 fn converted(model: &str, preset: Preset) -> Result<Graph> {
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models");
     let settings = Settings {
+        calibrator: None,
+        cache: None,
         size: None,
         precision: Precision::Int8,
         preset,

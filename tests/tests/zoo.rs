@@ -7,7 +7,7 @@ use ndarray::ArrayD;
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use vedge_calibration::{Calibrator, Histogram, Tap, collect};
+use vedge_calibration::{Calibrator, Histogram, Partial, Tap, collect};
 use vedge_converter::check::check;
 use vedge_converter::passes::{Prepare, prepare};
 use vedge_converter::quantize::write::{self, Recipe};
@@ -71,7 +71,7 @@ fn quantize(mut graph: Graph, input: &ArrayD<f32>, float: &ArrayD<f32>) -> Resul
     let taps: BTreeSet<String> = layers.iter().map(|l| l.activation.clone()).collect();
     let taps: Vec<Tap> = taps.iter().map(|t| Tap::range(t)).collect();
     let once = std::iter::once(Ok(input.clone()));
-    let statistics = collect(&graph, &taps, once, &Options::default(), |_, _| {})?;
+    let statistics = collect(&graph, &taps, Partial::default(), once, &Options::default(), |_, _| {})?;
     let range = |(value, seen): (&String, &Histogram)| (value.clone(), seen.range(Calibrator::ALL[0]));
     let ranges = statistics.observed.iter().map(range).collect();
     write::write_int8(&mut graph, &layers, &Recipe { ranges, ..Recipe::default() })?;

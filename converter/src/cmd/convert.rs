@@ -7,6 +7,7 @@ use crate::quantize::{Preset, Target};
 use anyhow::Result;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use vedge_calibration::Calibrator;
 use vedge_runtime::onnx::Graph;
 use vedge_runtime::{Error, Options, Session};
 
@@ -33,6 +34,13 @@ pub struct Args {
     /// Who will run an INT8 file.
     #[arg(long, value_enum, default_value_t)]
     preset: Preset,
+    /// How ranges of activations are chosen: min-max, moving-average, percentile, mse or entropy; every way is tried where
+    /// left out, and the best taken.
+    #[arg(long, value_name = "NAME", value_parser = parse_calibrator)]
+    calibrator: Option<Calibrator>,
+    /// Run the calibration pictures again even where what they told was kept from another conversion; keep nothing.
+    #[arg(long)]
+    no_cache: bool,
     /// Leave out hidden neurons: this percentage of the MLPs' work. The layers after them are repaired by least squares.
     #[arg(long, value_name = "PERCENT")]
     prune_mlp: Option<f64>,
@@ -74,6 +82,18 @@ fn parse_share(s: &str) -> Result<f64, String> {
     number.ok_or_else(|| "expected a number from 0 to 100".into())
 }
 
+fn parse_calibrator(s: &str) -> Result<Calibrator, String> {
+    let names = Calibrator::ALL.map(Calibrator::key).join(", ");
+    Calibrator::ALL.into_iter().find(|c| c.key() == s).ok_or_else(|| format!("expected one of {names}"))
+}
+
+/// Where statistics are kept: `$XDG_CACHE_HOME/vedge`, or `~/.cache/vedge`.
+fn cache_folder() -> Option<PathBuf> {
+    let set = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let home = || set("HOME").map(|h| h.join(".cache"));
+    set("XDG_CACHE_HOME").filter(|p| p.is_absolute()).or_else(home).map(|p| p.join("vedge"))
+}
+
 fn default_threads() -> NonZeroUsize {
     std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
 }
@@ -89,12 +109,21 @@ pub fn run(a: &Args) -> Result<()> {
         }
         .into());
     }
+    if a.calibrator.is_some() && a.preset == Preset::Cpu {
+        return Err(Error::Usage {
+            what: "--calibrator has no meaning with --preset cpu, whose ranges are found row by row".into(),
+            hint: "leave one of them out".into(),
+        }
+        .into());
+    }
     let settings = Settings {
         size: a.size,
         precision: a.precision,
         preset: a.preset,
         target: Target { max_drop: a.max_drop, min_agreement: a.min_agreement.map(|p| p / 100.0) },
         prune: Request { heads: a.prune_heads, neurons: a.prune_mlp, no_repair: a.no_repair },
+        calibrator: a.calibrator,
+        cache: if a.no_cache { None } else { cache_folder() },
         calibration: a.calib.as_ref().map(|dir| Pictures { dir: dir.clone(), count: a.calib_count }),
         preprocess: a.preprocess.clone(),
         mean: a.mean,

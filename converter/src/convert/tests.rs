@@ -131,3 +131,28 @@ fn the_cpu_preset_needs_no_pictures() {
     assert_eq!((c.card.activations, c.card.accuracy), (Activations::PerToken, None));
     assert_eq!(c.card.provenance.calibration, None);
 }
+
+#[test]
+fn what_pictures_told_is_kept_for_the_next_conversion() {
+    let dir = tempfile::tempdir().unwrap();
+    let cached = Settings { cache: Some(dir.path().join("a/b")), ..settings(10) };
+    let bytes = |s: &Settings| convert(&models().join("deit_nano.onnx"), s).unwrap().graph.encode();
+    let plain = bytes(&settings(10));
+    assert_eq!(bytes(&cached), plain);
+    let files = || std::fs::read_dir(dir.path().join("a/b")).unwrap().count();
+    assert_eq!(files(), 1);
+    assert_eq!(bytes(&cached), plain);
+    assert_eq!(files(), 1);
+    // Other pictures are another file.
+    bytes(&Settings { cache: cached.cache.clone(), ..settings(9) });
+    assert_eq!(files(), 2);
+}
+
+#[test]
+fn one_way_to_choose_ranges_can_be_asked_for() {
+    let s = Settings { calibrator: Some(Calibrator::Entropy), preset: Preset::Portable, ..settings(8) };
+    let c = convert(&models().join("deit_nano.onnx"), &s).unwrap();
+    assert!(c.candidates.iter().all(|c| c.calibrator == Some(Calibrator::Entropy)), "{:?}", c.candidates);
+    let e = error(&Settings { precision: Precision::Fp16, ..s });
+    assert!(e.to_string().contains("--calibrator"), "{e}");
+}

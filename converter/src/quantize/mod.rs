@@ -135,6 +135,17 @@ pub struct Quantized {
     pub effect: Option<Effect>,
 }
 
+/// What is asked of quantization.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wish {
+    /// Who will run the file.
+    pub preset: Preset,
+    /// How ranges are chosen; `None` tries every way.
+    pub calibrator: Option<Calibrator>,
+    /// What the model must keep.
+    pub target: Target,
+}
+
 /// What the pictures told: ranges of activations, and probes to judge candidates by.
 pub struct Evidence {
     /// Ranges.
@@ -153,15 +164,15 @@ pub struct Evidence {
 /// Those of writing the graph and of running the candidates; [`Error::Usage`] when the preset needs pictures and there are none.
 pub fn quantize(
     graph: &Graph,
-    preset: Preset,
-    target: &Target,
+    wish: &Wish,
     evidence: Option<&Evidence>,
     card: &Card,
     options: &Options,
 ) -> Result<Quantized> {
+    let Wish { preset, calibrator, target } = wish;
     let (mut layers, mut skipped) = layers::find(graph);
     let Some(evidence) = evidence else {
-        if preset != Preset::Cpu {
+        if *preset != Preset::Cpu {
             return Err(no_pictures());
         }
         let graph = write(graph, &layers, &Recipe::default())?;
@@ -174,7 +185,7 @@ pub fn quantize(
             effect: None,
         });
     };
-    let search = Search { probes: &evidence.probes, card, options };
+    let search = Search { probes: &evidence.probes, calibrator: *calibrator, card, options };
     let ground = Ground::plain(graph, &layers, &evidence.statistics);
     let sites = smooth::sites(graph, &layers)?;
     let mut tried = vec![];

@@ -24,6 +24,8 @@ const SAME_DB: f64 = 50.0;
 pub struct Search<'a> {
     /// Judges.
     pub probes: &'a Probes,
+    /// How ranges are chosen; `None` tries every way.
+    pub calibrator: Option<Calibrator>,
     /// Any card of the model.
     pub card: &'a Card,
     /// How candidates are run.
@@ -79,7 +81,7 @@ impl Search<'_> {
     /// Static activations: the calibrator first, then how weights are rounded, then whether channels are evened out.
     pub fn portable(&self, ground: &Ground<'_>, sites: &[Site]) -> Result<Vec<Attempt>> {
         let mut tried = vec![];
-        for c in Calibrator::ALL {
+        for c in self.calibrators() {
             let recipe = Recipe { ranges: ground.ranges(c), ..Recipe::default() };
             tried.push(self.judged(ground, Activations::Static, Some(c), recipe, &tried)?);
         }
@@ -92,6 +94,10 @@ impl Search<'_> {
             tried.push(self.judged(ground, Activations::Static, Some(best), Recipe { ranges, rounded }, &tried)?);
         }
         Ok(tried)
+    }
+
+    fn calibrators(&self) -> Vec<Calibrator> {
+        self.calibrator.map_or(Calibrator::ALL.to_vec(), |c| vec![c])
     }
 
     /// Activations quantized row by row: how weights are rounded, then whether channels are evened out, then whether
@@ -115,7 +121,7 @@ impl Search<'_> {
             ground.layers.iter().filter(|l| l.class != "linear").map(|l| &l.activation).collect();
         if convolutions.len() > 1 {
             let rounded = so_far.recipe.rounded.clone();
-            for c in Calibrator::ALL {
+            for c in self.calibrators() {
                 let mut ranges = ground.ranges(c);
                 ranges.retain(|value, _| convolutions.contains(value));
                 let recipe = Recipe { ranges, rounded: rounded.clone() };

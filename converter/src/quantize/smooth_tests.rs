@@ -1,6 +1,6 @@
 use super::*;
 use crate::quantize::{layers, tests::empty};
-use vedge_calibration::{Tap, collect};
+use vedge_calibration::{Partial, Tap, collect};
 
 fn noise(seed: u64, n: usize) -> Vec<f32> {
     vedge_runtime::model::card::SelfTest::input(seed, n)
@@ -26,7 +26,7 @@ fn pictures() -> impl Iterator<Item = ArrayD<f32>> {
 
 fn observed(g: &Graph) -> Statistics {
     let taps = [Tap { value: "n".into(), views: vec![View::Rows] }];
-    collect(g, &taps, pictures().map(Ok), &Options::default(), |_, _| {}).unwrap()
+    collect(g, &taps, Partial::default(), pictures().map(Ok), &Options::default(), |_, _| {}).unwrap()
 }
 
 fn outputs(g: &Graph) -> Vec<f32> {

@@ -1,7 +1,7 @@
 use super::super::tests::{card, empty, noise};
-use super::super::{Evidence, Preset, Probes, Quantized, Target, quantize};
+use super::super::{Evidence, Preset, Probes, Quantized, Wish, quantize};
 use ndarray::ArrayD;
-use vedge_calibration::{Tap, collect};
+use vedge_calibration::{Partial, Tap, collect};
 use vedge_runtime::onnx::{DType, NodeProto, attr, f32_tensor, i64_tensor, value_info};
 use vedge_runtime::{Options, Session};
 
@@ -31,12 +31,20 @@ fn small_beside_large(spread: f32) -> Quantized {
     let inputs: Vec<ArrayD<f32>> =
         (0..12).map(|i| ArrayD::from_shape_vec(vec![1, 136], noise(500 + 200 * i, 136)).unwrap()).collect();
     let taps = [Tap::range("wide"), Tap::range("right")];
-    let statistics = collect(&g, &taps, inputs.iter().cloned().map(Ok), &options, |_, _| {}).unwrap();
+    let statistics =
+        collect(&g, &taps, Partial::default(), inputs.iter().cloned().map(Ok), &options, |_, _| {}).unwrap();
     let mut session = Session::from_graph(g.clone(), &options).unwrap();
     let mut answer = |x: &ArrayD<f32>| session.run(std::slice::from_ref(x)).unwrap()[0].iter().copied().collect();
     let reference = inputs.iter().map(&mut answer).collect();
     let probes = Probes { inputs, reference, classes: vec![0; 12], output: 0, probabilities: false, held_out: false };
-    quantize(&g, Preset::Cpu, &Target::default(), Some(&Evidence { statistics, probes }), &card(), &options).unwrap()
+    quantize(
+        &g,
+        &Wish { preset: Preset::Cpu, ..Wish::default() },
+        Some(&Evidence { statistics, probes }),
+        &card(),
+        &options,
+    )
+    .unwrap()
 }
 
 #[test]

@@ -1,7 +1,7 @@
 use super::*;
 use ndarray::ArrayD;
 use prost::Message;
-use vedge_calibration::{Tap, collect};
+use vedge_calibration::{Partial, Tap, collect};
 use vedge_runtime::Session;
 use vedge_runtime::model::card::{Channels, Filter, Fit, OutputKind, Preprocess, Provenance, VERSION};
 use vedge_runtime::onnx::proto::OperatorSetIdProto;
@@ -250,10 +250,13 @@ fn quantized_beside_a_row(times: f32, preset: Preset) -> Quantized {
     let mut reference: Vec<Vec<f32>> = vec![];
     let options = Options::default();
     let all = inputs.iter().cloned().map(Ok);
-    let statistics =
-        collect(&g, &[Tap::range("x")], all, &options, |_, y| reference.push(y[0].iter().copied().collect())).unwrap();
+    let statistics = collect(&g, &[Tap::range("x")], Partial::default(), all, &options, |_, y| {
+        reference.push(y[0].iter().copied().collect())
+    })
+    .unwrap();
     let probes = Probes { inputs, reference, classes: vec![0; 8], output: 0, probabilities: false, held_out: false };
-    quantize(&g, preset, &Target::default(), Some(&Evidence { statistics, probes }), &card(), &options).unwrap()
+    quantize(&g, &Wish { preset, ..Wish::default() }, Some(&Evidence { statistics, probes }), &card(), &options)
+        .unwrap()
 }
 
 #[test]
@@ -273,7 +276,7 @@ fn without_a_meaningful_difference_the_portable_file_is_chosen() {
     assert_eq!(done.activations, Activations::Static, "{:?}", done.candidates);
     assert_eq!(count(&done.graph, "QuantizeLinear"), 1);
     // All were tried, and the first is the chosen one.
-    assert_eq!(done.candidates.len(), 6);
+    assert_eq!(done.candidates.len(), 8);
     assert_eq!(done.candidates[0].activations, Activations::Static);
 }
 
@@ -305,10 +308,19 @@ fn one_hopeless_layer(target: Target) -> Quantized {
     let options = Options::default();
     let taps = [Tap::range("wide"), Tap::range("right")];
     let all = inputs.iter().cloned().map(Ok);
-    let statistics = collect(&g, &taps, all, &options, |_, y| reference.push(y[0].iter().copied().collect())).unwrap();
+    let statistics =
+        collect(&g, &taps, Partial::default(), all, &options, |_, y| reference.push(y[0].iter().copied().collect()))
+            .unwrap();
     let classes = reference.iter().map(|y| crate::evaluate::best(y)).collect();
     let probes = Probes { inputs, reference, classes, output: 0, probabilities: false, held_out: false };
-    quantize(&g, Preset::Cpu, &target, Some(&Evidence { statistics, probes }), &card(), &options).unwrap()
+    quantize(
+        &g,
+        &Wish { preset: Preset::Cpu, target, ..Wish::default() },
+        Some(&Evidence { statistics, probes }),
+        &card(),
+        &options,
+    )
+    .unwrap()
 }
 
 #[test]
