@@ -1,19 +1,14 @@
 //! AVX2 with FMA.
 
-use super::conv::DepthwiseRow;
-use super::generic::row_fns;
-use super::pack::{Group, WidePair};
-use super::rows::{self, Activation, ChannelScale, Norm, RowFns, RowQuant, Target};
-use super::{Body, I8Panel, Kernels, Layout, MR_F32, MR_I8, NR, PanelJob, TileF32, TileI8};
+use super::super::conv::DepthwiseRow;
+use super::super::generic::row_fns;
+use super::super::pack::{Group, WidePair};
+use super::super::rows::{self, Activation, ChannelScale, Norm, RowFns, RowQuant, Target};
+use super::super::{Body, I8Panel, Kernels, Layout, MR_F32, MR_I8, NR, PanelJob, TileF32, TileI8};
 use std::arch::x86_64::*;
 
-static AVX2: Kernels =
+pub static KERNELS: Kernels =
     Kernels { name: "avx2", layout: Layout::Paired, flip: 0, tile_i8, panel_i8, tile_f32, rows: ROWS };
-
-/// The kernels this CPU can run.
-pub fn kernels() -> Option<&'static Kernels> {
-    (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(&AVX2)
-}
 
 row_fns!(true, "avx2,fma");
 
