@@ -6,7 +6,7 @@ use super::{Body, GROUP, I8Panel, Kernels, Layout, MR_F32, MR_I8, NR, PanelJob, 
 
 /// Reads u8 activations.
 pub static KERNELS: Kernels =
-    Kernels { name: "generic", layout: Layout::Plain, flip: 0, tile_i8, panel_i8, tile_f32, rows: ROWS };
+    Kernels { name: "generic", layout: Layout::Plain, flip: 0, tile_i8, panel_i8, tile_f32, tile_i16: None, rows: ROWS };
 
 /// # Safety
 /// See [`Kernels::tile_i8`].
@@ -48,7 +48,7 @@ pub unsafe fn panel_i8_of<const FMA: bool>(
         // SAFETY: the caller's contract.
         unsafe { tile(&pointers, job.panel, &mut sums) };
         rows::rescale::<FMA>(&sums, quants, job, &mut out);
-        rows::activate::<FMA>(job.activation, out.as_flattened_mut());
+        rows::activate_integers::<FMA>(job.activation, out.as_flattened_mut());
         // SAFETY: the caller's contract.
         unsafe { rows::write(&out, &target) };
     }
@@ -95,7 +95,7 @@ pub unsafe fn tile_f32_of<const FMA: bool>(
 macro_rules! row_fns {
     ($fma:literal $(, $feature:literal)?) => {
         pub(super) const ROWS: RowFns = RowFns {
-            range, quantize, layer_norm, finish_f32, activate, add, exponentials, depthwise_i8, depthwise_f32,
+            range, quantize, magnitude, round_i16, layer_norm, finish_f32, activate, add, exponentials, depthwise_i8, depthwise_f32,
         };
         $(#[target_feature(enable = $feature)])?
         fn range(x: &[f32]) -> (f32, f32) {
@@ -104,6 +104,14 @@ macro_rules! row_fns {
         $(#[target_feature(enable = $feature)])?
         fn quantize(x: &[f32], inverse: f32, zero: f32, flip: u8, out: &mut [u8]) {
             rows::quantize(x, inverse, zero, flip, out);
+        }
+        $(#[target_feature(enable = $feature)])?
+        fn magnitude(x: &[f32], lanes: &mut [f32; rows::LANES]) {
+            rows::magnitude(x, lanes);
+        }
+        $(#[target_feature(enable = $feature)])?
+        fn round_i16(x: &[f32], scale: f32, out: &mut [i16]) {
+            rows::round_i16(x, scale, out);
         }
         $(#[target_feature(enable = $feature)])?
         fn layer_norm(x: &[f32], norm: &Norm, out: &mut [f32]) {

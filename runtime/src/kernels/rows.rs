@@ -79,6 +79,10 @@ pub struct RowFns {
     pub range: unsafe fn(x: &[f32]) -> (f32, f32),
     /// Quantizes: `stored = clamp(round(x · inverse) + zero, 0, 255) ^ flip`, ties to even.
     pub quantize: unsafe fn(x: &[f32], inverse: f32, zero: f32, flip: u8, out: &mut [u8]),
+    /// `lanes[i] = max(lanes[i], |x[j]|)` with j ≡ i; not a number where a value is none.
+    pub magnitude: unsafe fn(x: &[f32], lanes: &mut [f32; LANES]),
+    /// Rounds `x · scale`, which must lie within i16, ties to even.
+    pub round_i16: unsafe fn(x: &[f32], scale: f32, out: &mut [i16]),
     /// LayerNorm of one row.
     pub layer_norm: unsafe fn(x: &[f32], norm: &Norm, out: &mut [f32]),
     /// Adds bias, applies the activation, adds the residual.
@@ -115,7 +119,20 @@ fn reduce(x: &[f32], init: f32, f: impl Fn(f32, f32) -> f32) -> f32 {
     for (a, &v) in acc.iter_mut().zip(rest) {
         *a = f(*a, v);
     }
-    acc.into_iter().fold(init, f)
+    fold(acc, f)
+}
+
+/// Joins the lanes half by half: a chain of sixteen would wait for each step.
+#[inline(always)]
+fn fold(mut acc: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            acc[i] = f(acc[i], acc[i + half]);
+        }
+        half /= 2;
+    }
+    acc[0]
 }
 
 #[inline(always)]
@@ -130,7 +147,19 @@ fn smaller(a: f32, b: f32) -> f32 {
 
 #[inline(always)]
 pub fn range(x: &[f32]) -> (f32, f32) {
-    (reduce(x, 0., smaller), reduce(x, 0., larger))
+    let (mut low, mut high) = ([0f32; LANES], [0f32; LANES]);
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    for c in chunks {
+        for i in 0..LANES {
+            low[i] = smaller(low[i], c[i]);
+            high[i] = larger(high[i], c[i]);
+        }
+    }
+    for ((low, high), &v) in low.iter_mut().zip(&mut high).zip(rest) {
+        *low = smaller(*low, v);
+        *high = larger(*high, v);
+    }
+    (fold(low, smaller), fold(high, larger))
 }
 
 #[inline(always)]
@@ -150,6 +179,31 @@ pub fn quantize(x: &[f32], inverse: f32, zero: f32, flip: u8, out: &mut [u8]) {
 }
 
 #[inline(always)]
+pub fn magnitude(x: &[f32], lanes: &mut [f32; LANES]) {
+    // Keeps what is not a number: it compares false with everything.
+    let largest = |a: f32, v: f32| if v <= a { a } else { v };
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    for c in chunks {
+        for i in 0..LANES {
+            lanes[i] = largest(lanes[i], c[i].abs());
+        }
+    }
+    for (a, v) in lanes.iter_mut().zip(rest) {
+        *a = largest(*a, v.abs());
+    }
+}
+
+#[inline(always)]
+pub fn round_i16(x: &[f32], scale: f32, out: &mut [i16]) {
+    for (o, v) in out.iter_mut().zip(x) {
+        // Not a number becomes 0, what is too large the largest, as in a saturating cast; written so that it vectorizes.
+        let v = smaller(larger(-32768., v * scale), 32767.).round_ties_even();
+        // SAFETY: v lies within i16.
+        *o = unsafe { v.to_int_unchecked::<i32>() } as i16;
+    }
+}
+
+#[inline(always)]
 pub fn layer_norm<const FMA: bool>(x: &[f32], norm: &Norm, out: &mut [f32]) {
     let n = x.len() as f32;
     let mean = reduce(x, 0., |a, v| a + v) / n;
@@ -165,7 +219,7 @@ pub fn layer_norm<const FMA: bool>(x: &[f32], norm: &Norm, out: &mut [f32]) {
     for (a, &v) in acc.iter_mut().zip(rest) {
         *a += (v - mean) * (v - mean);
     }
-    let variance = acc.iter().sum::<f32>() / n;
+    let variance = fold(acc, |a, v| a + v) / n;
     let r = 1.0 / (variance + norm.epsilon).sqrt();
     let (gamma, beta) = (&norm.gamma[..x.len()], &norm.beta[..x.len()]);
     let out = &mut out[..x.len()];
@@ -182,6 +236,8 @@ fn each(x: &mut [f32], f: impl Fn(f32) -> f32) {
         for v in c {
             *v = f(*v);
         }
+        // SAFETY: does nothing. The compiler must not vectorize across chunks: with AVX-512 it would gather and scatter.
+        unsafe { std::arch::asm!("", options(nomem, nostack, preserves_flags)) };
     }
     for v in rest {
         *v = f(*v);
@@ -199,6 +255,15 @@ pub fn activate<const FMA: bool>(activation: Activation, x: &mut [f32]) {
         Activation::Silu => each(x, math::silu::<FMA>),
         Activation::Sigmoid => each(x, math::sigmoid::<FMA>),
         Activation::HardSwish => each(x, |v| v * smaller(1., larger(0., fma::<FMA>(v, 1. / 6., 0.5)))),
+    }
+}
+
+/// As [`activate`] for the outputs of an integer layer, where an absolute error of 1e-4 is far below the step.
+#[inline(always)]
+pub fn activate_integers<const FMA: bool>(activation: Activation, x: &mut [f32]) {
+    match activation {
+        Activation::Gelu => each(x, math::gelu_coarse::<FMA>),
+        other => activate::<FMA>(other, x),
     }
 }
 
@@ -289,7 +354,7 @@ pub fn exponentials<const FMA: bool>(x: &mut [f32], n: usize, scale: f32) -> f32
             acc[i] += c[i];
         }
     }
-    1.0 / acc.iter().sum::<f32>()
+    1.0 / fold(acc, |a, v| a + v)
 }
 
 impl<A: Copy, W: Copy> DepthwiseRow<'_, A, W> {

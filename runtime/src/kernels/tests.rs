@@ -132,6 +132,88 @@ fn functions_keep_their_error_bounds() {
 }
 
 #[test]
+fn panels_finish_their_rows() {
+    // One input with weight 1 and a scale: each row's output is a chosen value, then biased, activated and added.
+    let gelu = |x: f64| 0.5 * x * (1.0 + erf64(x / 2f64.sqrt()));
+    for kernels in available() {
+        let one = I8Weights::pack(kernels, NR, 1, &[1; NR], &[1.; NR]);
+        for rows in [1, 4, 7, 12, 31] {
+            let padded = rows.next_multiple_of(MR_I8);
+            let mut stored = vec![0; padded * one.row_bytes()];
+            let value = |m: usize| (m * 37 % 256) as i32 - 100;
+            for m in 0..rows {
+                stored[m * one.row_bytes()] = (value(m) + 100) as u8 ^ kernels.flip;
+            }
+            let zero = if kernels.flip == 0 { 100 } else { 100 - 128 };
+            let quants = vec![RowQuant { scale: 0.05, zero }; padded];
+            for (activation, reference, bound) in [
+                (Activation::None, (|x| x) as fn(f64) -> f64, 1e-5),
+                (Activation::Relu, |x: f64| x.max(0.), 1e-5),
+                (Activation::Gelu, gelu, 1e-4),
+                (Activation::Silu, |x: f64| x / (1.0 + (-x).exp()), 1e-3),
+            ] {
+                let mut out = vec![f32::NAN; rows * 20];
+                let residual: Vec<f32> = (0..out.len()).map(|i| i as f32).collect();
+                let job = PanelJob {
+                    rows: stored.as_ptr(),
+                    stride: one.row_bytes(),
+                    quants: &quants,
+                    panel: &one.panels[0],
+                    bias: &[0.25; NR],
+                    activation,
+                    target: Target {
+                        out: out.as_mut_ptr(),
+                        residual: residual.as_ptr(),
+                        stride: 20,
+                        rows,
+                        columns: NR,
+                    },
+                };
+                // SAFETY: `available` returned the kernel; the target lies inside `out` and `residual`.
+                unsafe { (kernels.panel_i8)(&job) };
+                for m in 0..rows {
+                    for n in 0..20 {
+                        let (got, at) = (f64::from(out[m * 20 + n]), m * 20 + n);
+                        if n >= NR {
+                            assert!(got.is_nan(), "{} wrote past column {NR}", kernels.name);
+                            continue;
+                        }
+                        let x = f64::from(value(m)) * 0.05 + 0.25;
+                        let error = (got - at as f64 - reference(x)).abs() / x.abs().max(1.0);
+                        // The residual is added in float32.
+                        assert!(error < bound + at as f64 * 1e-7, "{} {activation:?} of {x}: {error:e}", kernels.name);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn sixteen_bit_tiles_are_exact() {
+    for kernels in available() {
+        let Some(tile) = kernels.tile_i16 else { continue };
+        for pairs in [1, 3, 32, 99] {
+            // Sums stay below 2²⁴, which float32 holds exactly.
+            let value = |i: usize| ((i * 7919 + 13) % 401) as i16 - 200;
+            let x: Vec<i16> = (0..MR_F32 * 2 * pairs).map(value).collect();
+            let w: Vec<i16> = (0..pairs * NR * 2).map(|i| value(i + 5)).collect();
+            let mut sums = [[0.; NR]; MR_F32];
+            let rows = std::array::from_fn(|m| x[m * 2 * pairs..].as_ptr());
+            // SAFETY: `available` returned the kernel; rows hold 2·pairs values, the panel pairs·NR pairs.
+            unsafe { tile(&rows, pairs, w.as_ptr(), sums.as_flattened_mut().as_mut_ptr(), NR) };
+            for (m, sums) in sums.iter().enumerate() {
+                for (n, &got) in sums.iter().enumerate() {
+                    let product = |i: usize| i32::from(x[m * 2 * pairs + i]) * i32::from(w[(i / 2 * NR + n) * 2 + i % 2]);
+                    let want: i32 = (0..2 * pairs).map(product).sum();
+                    assert_eq!(got, want as f32, "{} {pairs} pairs, row {m}, column {n}", kernels.name);
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn rows_match_plain_loops() {
     for kernels in available() {
         for k in [1, 7, 16, 197, 384] {

@@ -54,6 +54,7 @@ impl Fused {
             Fused::Linear(l) => matches!(l.weights, Weights::I8(..)),
             Fused::Mlp(layers) => layers.iter().all(|l| matches!(l.weights, Weights::I8(..))),
             Fused::Conv(c) => c.is_integer(),
+            Fused::Attention(a) => a.integer,
             _ => false,
         }
     }

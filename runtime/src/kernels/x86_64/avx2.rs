@@ -8,7 +8,7 @@ use super::super::{Body, I8Panel, Kernels, Layout, MR_F32, MR_I8, NR, PanelJob, 
 use std::arch::x86_64::*;
 
 pub static KERNELS: Kernels =
-    Kernels { name: "avx2", layout: Layout::Paired, flip: 0, tile_i8, panel_i8, tile_f32, rows: ROWS };
+    Kernels { name: "avx2", layout: Layout::Paired, flip: 0, tile_i8, panel_i8, tile_f32, tile_i16: Some(tile_i16), rows: ROWS };
 
 row_fns!(true, "avx2,fma");
 
@@ -39,7 +39,7 @@ unsafe fn panel_i8(job: &PanelJob) {
             let acc = multiply(&pointers, job.panel);
             let mut out = rescale(&acc, quants, job);
             if job.activation != Activation::None {
-                rows::activate::<true>(job.activation, out.as_flattened_mut());
+                rows::activate_integers::<true>(job.activation, out.as_flattened_mut());
             }
             rows::write(&out, &target);
         }
@@ -175,6 +175,32 @@ unsafe fn tile_f32(rows: &[*const f32; MR_F32], k: usize, b: *const f32, sums: *
         unsafe {
             _mm256_storeu_ps(sums.add(m * stride), acc[0]);
             _mm256_storeu_ps(sums.add(m * stride + 8), acc[1]);
+        }
+    }
+}
+
+/// # Safety
+/// See [`Kernels::tile_i16`].
+#[target_feature(enable = "avx2,fma")]
+unsafe fn tile_i16(rows: &[*const i16; MR_F32], pairs: usize, b: *const i16, sums: *mut f32, stride: usize) {
+    let mut acc = [[_mm256_setzero_si256(); 2]; MR_F32];
+    for i in 0..pairs {
+        // SAFETY: `b` holds pairs·NR pairs and each row `pairs`, by contract.
+        unsafe {
+            let b0 = _mm256_loadu_si256(b.add(i * NR * 2).cast());
+            let b1 = _mm256_loadu_si256(b.add(i * NR * 2 + NR).cast());
+            for m in 0..MR_F32 {
+                let x = _mm256_set1_epi32(rows[m].add(i * 2).cast::<i32>().read_unaligned());
+                acc[m][0] = _mm256_add_epi32(acc[m][0], _mm256_madd_epi16(x, b0));
+                acc[m][1] = _mm256_add_epi32(acc[m][1], _mm256_madd_epi16(x, b1));
+            }
+        }
+    }
+    for (m, acc) in acc.iter().enumerate() {
+        // SAFETY: a row of sums holds NR = 16 floats, by contract.
+        unsafe {
+            _mm256_storeu_ps(sums.add(m * stride), _mm256_cvtepi32_ps(acc[0]));
+            _mm256_storeu_ps(sums.add(m * stride + 8), _mm256_cvtepi32_ps(acc[1]));
         }
     }
 }

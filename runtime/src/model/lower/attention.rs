@@ -2,9 +2,10 @@
 //! slices before and after it read as strides.
 
 use super::view::{View, strides, trace};
-use super::{Fused, Lowered, Rewrites};
+use super::{Fused, Lowered, Rewrites, fused_index};
+use crate::kernels::Kernels;
 use crate::kernels::attention::{Attention, HeadView, ScoreBias};
-use crate::onnx::{DType, Graph, Uses, shape_of};
+use crate::onnx::{DType, Graph, NodeProto, Uses, shape_of};
 
 struct Found {
     nodes: Vec<usize>,
@@ -171,8 +172,35 @@ fn find(g: &Graph, uses: &Uses, softmax: usize) -> Option<Found> {
     if inputs.iter().any(|i| g.initializers.contains_key(i) || g.fact(i).is_none_or(|f| f.0 != DType::Float)) {
         return None;
     }
-    let attention = Attention { batch, heads, queries, keys, dim, dim_v, q, k, v, scale, biases, out };
+    let attention = Attention { batch, heads, queries, keys, dim, dim_v, q, k, v, scale, biases, out, integer: false };
     Some(Found { nodes, attention, inputs, output })
+}
+
+/// Where q, k and v come from layers in integers, their products need no more precision than 16-bit integers have.
+pub fn choose_integers(l: &mut Lowered, kernels: &Kernels) {
+    if kernels.tile_i16.is_none() {
+        return;
+    }
+    let uses = l.uses();
+    let of_integers = |n: &&NodeProto| {
+        matches!(l.fused_of(n), Some(Fused::Attention(_))) && n.input.iter().all(|i| from_integers(l, &uses, i))
+    };
+    let found: Vec<usize> = l.graph.nodes.iter().filter(of_integers).filter_map(fused_index).collect();
+    for index in found {
+        if let Fused::Attention(a) = &mut l.fused[index] {
+            a.integer = true;
+        }
+    }
+}
+
+/// Whether a value is the output of an operator in integers, perhaps moved since.
+fn from_integers(l: &Lowered, uses: &Uses, name: &str) -> bool {
+    let Some(n) = uses.producer(name).map(|i| &l.graph.nodes[i]) else { return false };
+    match l.fused_of(n) {
+        Some(Fused::Copy(_)) => from_integers(l, uses, n.input_name(0)),
+        Some(f) => f.is_integer(),
+        None => false,
+    }
 }
 
 /// Strides for batch, head, row, column; 0 for axes that are not there.

@@ -42,6 +42,7 @@ pub fn lower(graph: Graph, kernels: &Kernels, per_token: bool) -> Result<Lowered
     movement::run(&mut l);
     linear::absorb_norms(&mut l);
     linear::join_pairs(&mut l);
+    attention::choose_integers(&mut l, kernels);
     Ok(l)
 }
 

@@ -1,0 +1,143 @@
+//! A head in 16-bit integers, for CPUs that multiply pairs of them and add to 32 bits faster than they multiply floats.
+//!
+//! q, k and v are rounded to a common step for the head, probabilities to one for each row. The steps are as fine as
+//! they may be without a sum ever leaving 32 bits.
+
+use super::super::rows::LANES;
+use super::super::TileFnI16;
+use super::{Head, HeadView, MR_F32, NR, Output};
+
+#[derive(Default)]
+pub struct Scratch {
+    queries: Vec<i16>,
+    /// Panels `[pairs of dims][NR keys][2]`.
+    keys: Vec<[[i16; 2]; NR]>,
+    /// Panels `[pairs of keys][NR dims][2]`.
+    values: Vec<[[i16; 2]; NR]>,
+    probabilities: Vec<i16>,
+    rows: Vec<i16>,
+    gathered: Vec<f32>,
+}
+
+/// Largest magnitude of v: 13 bits with the sign.
+const LARGEST_V: f32 = 4095.;
+
+/// Returns false, having written nothing, where the CPU has no such tile or a value is not finite.
+pub fn run(head: &Head, out: &Output, s: &mut Scratch, scores: &mut [f32]) -> bool {
+    let a = head.attention;
+    let Some(tile_i16) = head.kernels.tile_i16 else { return false };
+    let (nq, nk, pairs) = (a.queries, a.keys, a.dim.div_ceil(2));
+    // A sum of `dim` products stays below 2³¹.
+    let largest = (2f32.powi(31) / (2 * pairs) as f32).sqrt().floor().min(32767.) - 1.;
+    let padded = nk.next_multiple_of(NR);
+    let Some(q_step) = integers(head, &a.q, [nq, a.dim], largest, &mut s.gathered, &mut s.queries) else { return false };
+    let Some(k_step) = integers(head, &a.k, [nk, a.dim], largest, &mut s.gathered, &mut s.rows) else { return false };
+    pack_keys(&s.rows, nk, pairs, &mut s.keys);
+    let Some(v_step) = integers(head, &a.v, [nk, a.dim_v], LARGEST_V, &mut s.gathered, &mut s.rows) else { return false };
+    pack_values(&s.rows, nk, a.dim_v, &mut s.values);
+    s.probabilities.resize(MR_F32 * padded, 0);
+    for m in (0..nq).step_by(MR_F32) {
+        // Past the end, the last row again.
+        let q = std::array::from_fn(|i| s.queries[(m + i).min(nq - 1) * 2 * pairs..].as_ptr());
+        multiply(tile_i16, &q, pairs, &s.keys, |p| (scores[p * NR..].as_mut_ptr(), padded));
+        let mut factors = head.exponentials(m, a.scale * q_step * k_step, scores);
+        for ((p, scores), factor) in
+            s.probabilities.chunks_exact_mut(padded).zip(scores.chunks_exact(padded)).zip(&mut factors)
+        {
+            // The row's exponentials, at most 1 each, sum to 1/factor: no sum with v leaves 32 bits, rounding included.
+            let scale = 32767f32.min((2f32.powi(31) / LARGEST_V - nk as f32) * *factor);
+            // SAFETY: `kernels` came from `available`.
+            unsafe { (head.kernels.rows.round_i16)(scores, scale, p) };
+            p[nk..].fill(0);
+            *factor *= v_step / scale;
+        }
+        let p = std::array::from_fn(|i| s.probabilities[i * padded..].as_ptr());
+        let steps = nk.div_ceil(2);
+        for (c, panel) in s.values.chunks_exact(steps).enumerate() {
+            let mut tile = [[0.; NR]; MR_F32];
+            multiply(tile_i16, &p, steps, panel, |_| (tile.as_flattened_mut().as_mut_ptr(), NR));
+            head.write(out, m, c * NR, &tile, &factors);
+        }
+    }
+    true
+}
+
+/// Multiplies rows with each panel of `pairs` steps; `place` says where the sums of a panel go, and their stride.
+fn multiply(
+    tile: TileFnI16,
+    rows: &[*const i16; MR_F32],
+    pairs: usize,
+    panels: &[[[i16; 2]; NR]],
+    mut place: impl FnMut(usize) -> (*mut f32, usize),
+) {
+    for (p, panel) in panels.chunks_exact(pairs).enumerate() {
+        let (sums, stride) = place(p);
+        // SAFETY: the tile came from `available`; rows hold 2·pairs values, the panel pairs·NR pairs; the caller's
+        // sums have room for a tile.
+        unsafe { tile(rows, pairs, panel.as_ptr().cast(), sums, stride) };
+    }
+}
+
+/// Rounds a head's `[n][width]` values to multiples of a step, at most `largest` of them; rows are padded with a zero to
+/// an even width. Returns the step, or nothing where a value is not finite.
+fn integers(
+    head: &Head,
+    view: &HeadView,
+    [n, width]: [usize; 2],
+    largest: f32,
+    gathered: &mut Vec<f32>,
+    out: &mut Vec<i16>,
+) -> Option<f32> {
+    let (mut x, [mut token, dim]) = head.view(view);
+    if dim != 1 && width != 1 {
+        gathered.clear();
+        gathered.extend((0..n).flat_map(|t| (0..width).map(move |d| x[t * token + d * dim])));
+        (x, token) = (gathered, width);
+    }
+    let rows = &head.kernels.rows;
+    let mut lanes = [0.; LANES];
+    for t in 0..n {
+        // SAFETY: `kernels` came from `available`.
+        unsafe { (rows.magnitude)(&x[t * token..][..width], &mut lanes) };
+    }
+    let magnitude = lanes.iter().copied().fold(0., f32::max);
+    if !lanes.iter().all(|v| v.is_finite()) {
+        return None;
+    }
+    let step = if magnitude > 1e-30 { magnitude / largest } else { 1. };
+    let stride = width.next_multiple_of(2);
+    out.resize(n * stride, 0);
+    for (t, out) in out.chunks_exact_mut(stride).enumerate() {
+        // SAFETY: as above.
+        unsafe { (rows.round_i16)(&x[t * token..][..width], 1. / step, &mut out[..width]) };
+        out[width..].fill(0);
+    }
+    Some(step)
+}
+
+fn pack_keys(rows: &[i16], n: usize, pairs: usize, into: &mut Vec<[[i16; 2]; NR]>) {
+    into.clear();
+    into.resize(n.div_ceil(NR) * pairs, [[0; 2]; NR]);
+    for (keys, panel) in rows.chunks(NR * 2 * pairs).zip(into.chunks_exact_mut(pairs)) {
+        for (c, key) in keys.chunks_exact(2 * pairs).enumerate() {
+            for (step, pair) in panel.iter_mut().zip(key.as_chunks().0) {
+                step[c] = *pair;
+            }
+        }
+    }
+}
+
+fn pack_values(rows: &[i16], n: usize, width: usize, into: &mut Vec<[[i16; 2]; NR]>) {
+    let (stride, steps) = (width.next_multiple_of(2), n.div_ceil(2));
+    into.clear();
+    into.resize(width.div_ceil(NR) * steps, [[0; 2]; NR]);
+    for (p, panel) in into.chunks_exact_mut(steps).enumerate() {
+        let columns = NR.min(width - p * NR);
+        for (step, pair) in panel.iter_mut().zip(rows.chunks(2 * stride)) {
+            let (even, odd) = pair.split_at(stride);
+            for (c, value) in step[..columns].iter_mut().enumerate() {
+                *value = [even[p * NR + c], odd.get(p * NR + c).copied().unwrap_or(0)];
+            }
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! Scaled dot-product attention, one head at a time: no matrix of all tokens × all tokens is ever stored.
+
+mod float;
+mod integer;
+
+use super::rows::LANES;
+use super::{Kernels, MR_F32, NR};
+use crate::exec::Exec;
+use std::cell::RefCell;
+
+/// A tensor `[batch][head][token][dim]` inside a larger one: element offset and strides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadView {
+    /// Which input holds it.
+    pub input: usize,
+    /// Element offset of the first value.
+    pub offset: usize,
+    /// Strides of batch, head, token and dim, in elements.
+    pub strides: [usize; 4],
+}
+
+/// A constant added to the scores, `[batch or 1][head or 1][query][key]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScoreBias {
+    /// 1 or the batch size.
+    pub batch: usize,
+    /// 1 or the number of heads.
+    pub heads: usize,
+    /// Values.
+    pub values: Vec<f32>,
+}
+
+/// `softmax(scale · q kᵀ + biases) v`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attention {
+    /// Batch (windows, patches).
+    pub batch: usize,
+    /// Heads.
+    pub heads: usize,
+    /// Query tokens.
+    pub queries: usize,
+    /// Key and value tokens.
+    pub keys: usize,
+    /// Width of a head of q and k.
+    pub dim: usize,
+    /// Width of a head of v.
+    pub dim_v: usize,
+    /// Queries.
+    pub q: HeadView,
+    /// Keys.
+    pub k: HeadView,
+    /// Values.
+    pub v: HeadView,
+    /// Multiplies q·k.
+    pub scale: f32,
+    /// Added to the scaled scores.
+    pub biases: Vec<ScoreBias>,
+    /// Strides of batch, head, query and dim in the output.
+    pub out: [usize; 4],
+    /// Multiply in 16-bit integers where the CPU does that faster; q, k and v then are rounded to 12 bits or more of
+    /// their largest value in the head, probabilities to 11 or more of the largest in the row.
+    pub integer: bool,
+}
+
+#[derive(Default)]
+struct Scratch {
+    float: float::Scratch,
+    integer: integer::Scratch,
+    scores: Vec<f32>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Where heads write their parts of the output, which do not overlap.
+struct Output(*mut f32);
+
+// SAFETY: each head writes its own elements.
+unsafe impl Sync for Output {}
+
+impl Attention {
+    /// Elements of the output.
+    pub fn output_len(&self) -> usize {
+        self.batch * self.heads * self.queries * self.dim_v
+    }
+
+    /// Multiply-accumulates.
+    pub fn macs(&self) -> usize {
+        self.batch * self.heads * self.queries * self.keys * (self.dim + self.dim_v)
+    }
+
+    /// Runs over the input tensors that the views name.
+    ///
+    /// # Panics
+    /// When `out` is not [`Attention::output_len`] long or an input ends before its view. The output's strides must
+    /// give each element one place, as the plan's check of operators makes sure.
+    pub fn run(&self, exec: &Exec, inputs: &[&[f32]], out: &mut [f32]) {
+        let sizes = [self.batch, self.heads, self.queries, self.dim_v];
+        let last: usize = sizes.iter().zip(self.out).map(|(n, stride)| (n - 1) * stride).sum();
+        assert!(out.len() == self.output_len() && last < out.len());
+        let out = Output(out.as_mut_ptr());
+        exec.each(self.batch * self.heads, &|i| {
+            SCRATCH.with_borrow_mut(|s| self.head(exec.kernels, inputs, i / self.heads, i % self.heads, &out, s));
+        });
+    }
+
+    fn head(&self, kernels: &Kernels, inputs: &[&[f32]], b: usize, h: usize, out: &Output, s: &mut Scratch) {
+        s.scores.resize(MR_F32 * self.keys.next_multiple_of(NR), 0.);
+        let head = Head { attention: self, kernels, inputs, b, h };
+        let done = self.integer && integer::run(&head, out, &mut s.integer, &mut s.scores);
+        if !done {
+            float::run(&head, out, &mut s.float, &mut s.scores);
+        }
+    }
+}
+
+/// One head of one element of the batch.
+struct Head<'a> {
+    attention: &'a Attention,
+    kernels: &'a Kernels,
+    inputs: &'a [&'a [f32]],
+    b: usize,
+    h: usize,
+}
+
+impl Head<'_> {
+    /// Where a tensor's part for this head begins, and the strides of token and dim.
+    fn view(&self, v: &HeadView) -> (&[f32], [usize; 2]) {
+        let [batch, head, token, dim] = v.strides;
+        (&self.inputs[v.input][v.offset + self.b * batch + self.h * head..], [token, dim])
+    }
+
+    /// Turns scores of the queries from `m` on, times `scale`, into exponentials; returns the factors that make each
+    /// row sum to 1.
+    fn exponentials(&self, m: usize, scale: f32, scores: &mut [f32]) -> [f32; MR_F32] {
+        let a = self.attention;
+        let mut factors = [0.; MR_F32];
+        let rows = scores.chunks_exact_mut(a.keys.next_multiple_of(NR));
+        for (i, (factor, scores)) in factors.iter_mut().zip(rows).enumerate().take(a.queries - m) {
+            let mut scale = scale;
+            if !a.biases.is_empty() {
+                scores.iter_mut().for_each(|v| *v *= scale);
+                scale = 1.;
+            }
+            for bias in &a.biases {
+                let plane = self.b % bias.batch * bias.heads + self.h % bias.heads;
+                let at = (plane * a.queries + m + i) * a.keys;
+                // SAFETY: `kernels` came from `available`.
+                unsafe { (self.kernels.rows.add)(scores, &bias.values[at..at + a.keys]) };
+            }
+            // SAFETY: as above.
+            *factor = unsafe { (self.kernels.rows.exponentials)(scores, a.keys, scale) };
+        }
+        factors
+    }
+
+    /// Writes the output of the queries from `m` on, columns of v from `column` on, each row times its factor.
+    fn write(&self, out: &Output, m: usize, column: usize, tile: &[[f32; NR]; MR_F32], factors: &[f32; MR_F32]) {
+        let a = self.attention;
+        let columns = NR.min(a.dim_v - column);
+        for (i, (tile, factor)) in tile.iter().zip(factors).enumerate().take(a.queries - m) {
+            let at = self.b * a.out[0] + self.h * a.out[1] + (m + i) * a.out[2] + column * a.out[3];
+            // SAFETY: `run` has checked the last element of the output.
+            unsafe {
+                let out = out.0.add(at);
+                if a.out[3] == 1 && columns == NR {
+                    *out.cast::<[f32; NR]>() = tile.map(|v| v * factor);
+                } else {
+                    (0..columns).for_each(|n| *out.add(n * a.out[3]) = tile[n] * factor);
+                }
+            }
+        }
+    }
+}
+
+const _: () = assert!(NR.is_multiple_of(LANES), "rows of scores are whole vectors");

@@ -1,0 +1,209 @@
+//! AVX-512 with VNNI: `vpdpbusd` adds four u8 × i8 products to an i32 lane, exactly.
+
+use super::super::conv::DepthwiseRow;
+use super::super::generic::row_fns;
+use super::super::math;
+use super::super::pack::Group;
+use super::super::rows::{self, Activation, ChannelScale, Norm, RowFns, RowQuant, Target};
+use super::super::{Body, GROUP, I8Panel, Kernels, Layout, MR_F32, MR_I8, NR, PanelJob, TileF32, TileI8};
+use std::arch::x86_64::*;
+
+pub static KERNELS: Kernels =
+    Kernels { name: "avx512-vnni", layout: Layout::Plain, flip: 0, tile_i8, panel_i8, tile_f32, tile_i16: Some(tile_i16), rows: ROWS };
+
+/// Whether this CPU has what the functions here are compiled for.
+pub fn is_available() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512vnni")
+}
+
+row_fns!(true, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma");
+
+/// Rows multiplied at once: enough sums in flight to hide the latency of `vpdpbusd`, few enough to stay in registers.
+const BLOCK: usize = 12;
+/// Rows that share a pointer.
+const STEP: usize = 4;
+
+/// # Safety
+/// See [`Kernels::tile_i8`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
+unsafe fn tile_i8(rows: &[*const u8; MR_I8], panel: &I8Panel, sums: &mut TileI8) {
+    // SAFETY: the caller's contract; a row of sums holds NR = 16 integers.
+    unsafe {
+        let acc: [_; MR_I8] = multiply(rows[0], rows[1].offset_from_unsigned(rows[0]), groups(panel));
+        for (sums, acc) in sums.iter_mut().zip(acc) {
+            _mm512_storeu_si512(sums.as_mut_ptr().cast(), acc);
+        }
+    }
+}
+
+fn groups(panel: &I8Panel) -> &[Group] {
+    let Body::Plain(groups) = &panel.body else { unreachable!("packed for another kernel") };
+    groups
+}
+
+/// # Safety
+/// See [`Kernels::panel_i8`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
+unsafe fn panel_i8(job: &PanelJob) {
+    let rows = job.target.rows.next_multiple_of(MR_I8);
+    let mut m = 0;
+    // SAFETY: the caller's contract; no block reaches past the padded rows.
+    unsafe {
+        while m + BLOCK <= rows {
+            block::<BLOCK>(job, m);
+            m += BLOCK;
+        }
+        match rows - m {
+            8 => block::<8>(job, m),
+            4 => block::<4>(job, m),
+            _ => {}
+        }
+    }
+}
+
+/// `M` rows from row `m` on.
+///
+/// # Safety
+/// See [`Kernels::panel_i8`]; there must be so many rows, padding included.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
+unsafe fn block<const M: usize>(job: &PanelJob, m: usize) {
+    let (pointers, quants, target) = job.block::<M>(m);
+    let mut out = [[0.; NR]; M];
+    // SAFETY: the caller's contract; scale, sum, bias and a row of the output hold NR = 16 values.
+    unsafe {
+        let acc: [_; M] = multiply(pointers[0], job.stride, groups(job.panel));
+        let weight = _mm512_loadu_ps(job.panel.scale.as_ptr());
+        let sum = _mm512_loadu_si512(job.panel.sum.as_ptr().cast());
+        let bias = _mm512_loadu_ps(job.bias.as_ptr());
+        for ((acc, RowQuant { scale, zero }), out) in acc.iter().zip(quants).zip(&mut out) {
+            let correction = _mm512_mullo_epi32(_mm512_set1_epi32(*zero), sum);
+            let exact = _mm512_cvtepi32_ps(_mm512_sub_epi32(*acc, correction));
+            let scale = _mm512_mul_ps(_mm512_set1_ps(*scale), weight);
+            let y = _mm512_fmadd_ps(exact, scale, bias);
+            let y = match job.activation {
+                Activation::Gelu => gelu(y),
+                Activation::Silu => silu(y),
+                _ => y,
+            };
+            _mm512_storeu_ps(out.as_mut_ptr(), y);
+        }
+        if !matches!(job.activation, Activation::None | Activation::Gelu | Activation::Silu) {
+            rows::activate_integers::<true>(job.activation, out.as_flattened_mut());
+        }
+        rows::write(&out, &target);
+    }
+}
+
+/// [`math::gelu_coarse`]. Written out, like [`silu`]: the compiler makes gathers and scatters of the generic source.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
+fn gelu(x: __m512) -> __m512 {
+    let end = _mm512_set1_ps(math::GELU_END);
+    let z = _mm512_min_ps(_mm512_max_ps(x, _mm512_sub_ps(_mm512_setzero_ps(), end)), end);
+    let t = _mm512_mul_ps(z, z);
+    let [first, rest @ ..] = math::GELU_COEFFICIENTS;
+    let mut p = _mm512_set1_ps(first);
+    for c in rest {
+        p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(c));
+    }
+    _mm512_mul_ps(x, _mm512_fmadd_ps(z, p, _mm512_set1_ps(0.5)))
+}
+
+/// 2^r for |r| ≤ 1/2, relative error below 8e-5; the highest power first.
+const POWER: [f32; 4] = [5.517_165e-2, 2.426_111_5e-1, 6.932_609_7e-1, 9.999_280_6e-1];
+
+/// x·σ(x), relative error below 2e-4: 2^r by a polynomial of degree 3, the reciprocal by the CPU's approximation.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
+fn silu(x: __m512) -> __m512 {
+    let y = _mm512_mul_ps(x, _mm512_set1_ps(-std::f32::consts::LOG2_E));
+    let n = _mm512_roundscale_ps::<0>(y);
+    let r = _mm512_sub_ps(y, n);
+    let p = _mm512_fmadd_ps(r, _mm512_set1_ps(POWER[0]), _mm512_set1_ps(POWER[1]));
+    let p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(POWER[2]));
+    let p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(POWER[3]));
+    let e = _mm512_scalef_ps(p, n);
+    _mm512_mul_ps(x, _mm512_rcp14_ps(_mm512_add_ps(_mm512_set1_ps(1.), e)))
+}
+
+/// The sums of `M` rows, `stride` bytes apart; `M` is a multiple of [`STEP`].
+///
+/// # Safety
+/// Each row must hold [`GROUP`] bytes for each group.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
+unsafe fn multiply<const M: usize>(rows: *const u8, stride: usize, groups: &[Group]) -> [__m512i; M] {
+    let mut acc = [_mm512_setzero_si512(); M];
+    // A pointer for each row would not fit the registers: four rows share one.
+    let mut first = [rows; M];
+    for m in 0..M {
+        first[m] = rows.wrapping_add(m / STEP * STEP * stride);
+    }
+    for weights in groups {
+        // SAFETY: the caller's contract; a group is one vector.
+        unsafe {
+            let weights = _mm512_load_si512(weights.0.as_ptr().cast());
+            for m in (0..M).step_by(STEP) {
+                let row = first[m];
+                macro_rules! row {
+                    ($i:literal) => {
+                        let x = _mm512_set1_epi32(row.add($i * stride).cast::<i32>().read_unaligned());
+                        acc[m + $i] = _mm512_dpbusd_epi32(acc[m + $i], x, weights);
+                    };
+                }
+                row!(0);
+                row!(1);
+                row!(2);
+                row!(3);
+                first[m] = row.add(GROUP);
+            }
+        }
+    }
+    acc
+}
+
+/// # Safety
+/// See [`Kernels::tile_f32`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
+unsafe fn tile_f32(rows: &[*const f32; MR_F32], k: usize, b: *const f32, sums: *mut f32, stride: usize) {
+    let mut acc = [_mm512_setzero_ps(); MR_F32];
+    for i in 0..k {
+        // SAFETY: `b` holds k·NR floats and each row k, by contract.
+        unsafe {
+            let column = _mm512_loadu_ps(b.add(i * NR));
+            for m in 0..MR_F32 {
+                acc[m] = _mm512_fmadd_ps(_mm512_set1_ps(*rows[m].add(i)), column, acc[m]);
+            }
+        }
+    }
+    for (m, acc) in acc.into_iter().enumerate() {
+        // SAFETY: a row of sums holds NR = 16 floats, by contract.
+        unsafe { _mm512_storeu_ps(sums.add(m * stride), acc) };
+    }
+}
+
+/// # Safety
+/// See [`Kernels::tile_i16`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
+unsafe fn tile_i16(rows: &[*const i16; MR_F32], pairs: usize, b: *const i16, sums: *mut f32, stride: usize) {
+    let mut acc = [_mm512_setzero_si512(); MR_F32];
+    for i in 0..pairs {
+        // SAFETY: `b` holds pairs·NR pairs and each row `pairs`, by contract.
+        unsafe {
+            let column = _mm512_loadu_si512(b.add(i * NR * 2).cast());
+            for m in 0..MR_F32 {
+                let x = _mm512_set1_epi32(rows[m].add(i * 2).cast::<i32>().read_unaligned());
+                acc[m] = _mm512_dpwssd_epi32(acc[m], x, column);
+            }
+        }
+    }
+    for (m, acc) in acc.into_iter().enumerate() {
+        // SAFETY: a row of sums holds NR = 16 floats, by contract.
+        unsafe { _mm512_storeu_ps(sums.add(m * stride), _mm512_cvtepi32_ps(acc)) };
+    }
+}
