@@ -115,6 +115,8 @@ thread_local! {
 
 /// Output pixels whose inputs are gathered at once, so that they stay in the cache.
 const PIXELS: usize = 48;
+/// Canvas of a depthwise convolution that is made at once: a part of the second-level cache.
+const STRIP_BYTES: usize = 128 << 10;
 
 impl Geometry {
     /// Whether each output pixel is made of the same input pixel alone.
@@ -148,6 +150,41 @@ impl Geometry {
                 + tap % self.kernel[1] * self.dilation[1] * self.input[2]
         };
         (0..self.taps()).map(of).collect()
+    }
+
+    /// Writes canvas lines from line `first` on: rows of the picture, converted, and `zero` around them.
+    fn fill_lines<T: Copy>(
+        &self,
+        x: &[f32],
+        first: usize,
+        lines: &mut [T],
+        zero: T,
+        convert: &(dyn Fn(&[f32], &mut [T]) + Sync),
+    ) {
+        let [h, w, c] = self.input;
+        for (j, line) in lines.chunks_exact_mut(self.line()).enumerate() {
+            match (first + j).checked_sub(self.pads[0]).filter(|&y| y < h) {
+                None => line.fill(zero),
+                Some(y) => {
+                    let (left, rest) = line.split_at_mut(self.pads[1] * c);
+                    let (inner, right) = rest.split_at_mut(w * c);
+                    left.fill(zero);
+                    convert(&x[y * w * c..][..w * c], inner);
+                    right.fill(zero);
+                }
+            }
+        }
+    }
+
+    /// Canvas lines that `rows` output rows are made of.
+    fn lines_of(&self, rows: usize) -> usize {
+        (rows - 1) * self.stride[0] + (self.kernel[0] - 1) * self.dilation[0] + 1
+    }
+
+    /// Output rows to make at once from a strip of canvas with elements of `bytes`, so that the strip stays in the cache.
+    fn strip(&self, exec: &Exec, bytes: usize) -> usize {
+        let most = self.output[0].div_ceil(exec.threads());
+        (1..=most).rfind(|&rows| self.lines_of(rows) * self.line() * bytes <= STRIP_BYTES).unwrap_or(1)
     }
 
     /// Copies the inputs of `rows.len() / stride` outputs from output `first` on, one row each.
@@ -196,11 +233,8 @@ impl Conv {
                 Weights::F32(_) => self.dense_f32(exec, linear, self.pad(exec, x, &mut s.floats), out),
             },
             Filter::Depthwise(d) => match &d.taps {
-                Taps::I8 { quant, .. } => {
-                    let quant = self.quantize(exec, x, *quant, 0, &mut s.bytes);
-                    self.depthwise_i8(exec, d, quant, &s.bytes, out);
-                }
-                Taps::F32(taps) => self.depthwise_f32(exec, d, taps, self.pad(exec, x, &mut s.floats), out),
+                Taps::I8 { quant, .. } => self.depthwise_i8(exec, d, *quant, x, out),
+                Taps::F32(taps) => self.depthwise_f32(exec, d, taps, x, out),
             },
         });
     }
@@ -233,23 +267,9 @@ impl Conv {
         convert: &(dyn Fn(&[f32], &mut [T]) + Sync),
     ) {
         let g = &self.geometry;
-        let [h, w, c] = g.input;
         canvas.resize(g.lines() * g.line(), zero);
         let lines = g.lines().div_ceil(4 * exec.threads());
-        exec.chunks(canvas, lines * g.line(), &|i, part| {
-            for (j, line) in part.chunks_exact_mut(g.line()).enumerate() {
-                match (i * lines + j).checked_sub(g.pads[0]).filter(|&y| y < h) {
-                    None => line.fill(zero),
-                    Some(y) => {
-                        let (left, rest) = line.split_at_mut(g.pads[1] * c);
-                        let (inner, right) = rest.split_at_mut(w * c);
-                        left.fill(zero);
-                        convert(&x[y * w * c..][..w * c], inner);
-                        right.fill(zero);
-                    }
-                }
-            }
-        });
+        exec.chunks(canvas, lines * g.line(), &|i, part| g.fill_lines(x, i * lines, part, zero, convert));
     }
 
     fn dense_i8(&self, exec: &Exec, linear: &Linear, quant: RowQuant, canvas: &[u8], out: &mut [f32]) {
@@ -284,36 +304,77 @@ impl Conv {
         });
     }
 
-    fn depthwise_i8(&self, exec: &Exec, d: &Depthwise, quant: RowQuant, canvas: &[u8], out: &mut [f32]) {
-        let (g, c) = (&self.geometry, self.geometry.input[2]);
+    fn depthwise_i8(&self, exec: &Exec, d: &Depthwise, quant: InputQuant, x: &[f32], out: &mut [f32]) {
+        let g = &self.geometry;
         let Taps::I8 { values: taps, sums, scale, .. } = &d.taps else { unreachable!("integer weights") };
-        let factor: Vec<f32> = scale.iter().map(|s| s * quant.scale).collect();
-        let offset: Vec<i32> = sums.iter().map(|sum| -quant.zero * sum).collect();
+        let (step, inverse, zero) = quant.parameters(exec.kernels, x);
+        let factor: Vec<f32> = scale.iter().map(|s| s * step).collect();
+        let offset: Vec<i32> = sums.iter().map(|sum| -(zero as i32) * sum).collect();
         let finish = ChannelScale { offset: &offset, factor: &factor, bias: &d.bias };
         let offsets = g.tap_offsets();
         let rows = &exec.kernels.rows;
-        exec.chunks(out, g.output[1] * c, &|y, out| {
-            let row = DepthwiseRow { canvas: &canvas[g.first_tap(y, 0)..], offsets: &offsets, taps, geometry: g };
-            // SAFETY: the kernels came from `available`.
-            unsafe {
-                (rows.depthwise_i8)(&row, &finish, out);
-                (rows.activate)(d.activation, out);
-            }
+        let strip = g.strip(exec, 1);
+        exec.chunks(out, strip * g.output[1] * g.input[2], &|i, out| {
+            GATHERED.with_borrow_mut(|s| {
+                // SAFETY: the kernels came from `available`, here and below.
+                let quantize = |x: &[f32], line: &mut [u8]| unsafe { (rows.quantize)(x, inverse, zero, 0, line) };
+                let canvas = g.strip_canvas(x, i * strip, out.len(), &mut s.bytes, zero as u8, &quantize);
+                g.each_row(canvas, out, &|canvas, out| {
+                    let row = DepthwiseRow { canvas, offsets: &offsets, taps, geometry: g };
+                    // SAFETY: as above.
+                    unsafe {
+                        (rows.depthwise_i8)(&row, &finish, out);
+                        (rows.activate)(d.activation, out);
+                    }
+                });
+            });
         });
     }
 
-    fn depthwise_f32(&self, exec: &Exec, d: &Depthwise, taps: &[f32], canvas: &[f32], out: &mut [f32]) {
+    fn depthwise_f32(&self, exec: &Exec, d: &Depthwise, taps: &[f32], x: &[f32], out: &mut [f32]) {
         let g = &self.geometry;
         let rows = &exec.kernels.rows;
         let offsets = g.tap_offsets();
-        exec.chunks(out, g.output[1] * g.input[2], &|y, out| {
-            let row = DepthwiseRow { canvas: &canvas[g.first_tap(y, 0)..], offsets: &offsets, taps, geometry: g };
-            // SAFETY: the kernels came from `available`.
-            unsafe {
-                (rows.depthwise_f32)(&row, &d.bias, out);
-                (rows.activate)(d.activation, out);
-            }
+        let strip = g.strip(exec, size_of::<f32>());
+        exec.chunks(out, strip * g.output[1] * g.input[2], &|i, out| {
+            GATHERED.with_borrow_mut(|s| {
+                let copy = |x: &[f32], line: &mut [f32]| line.copy_from_slice(x);
+                let canvas = g.strip_canvas(x, i * strip, out.len(), &mut s.floats, 0., &copy);
+                g.each_row(canvas, out, &|canvas, out| {
+                    let row = DepthwiseRow { canvas, offsets: &offsets, taps, geometry: g };
+                    // SAFETY: the kernels came from `available`.
+                    unsafe {
+                        (rows.depthwise_f32)(&row, &d.bias, out);
+                        (rows.activate)(d.activation, out);
+                    }
+                });
+            });
         });
+    }
+}
+
+impl Geometry {
+    /// The canvas for `len` outputs of a depthwise convolution from output row `first` on.
+    fn strip_canvas<'a, T: Copy>(
+        &self,
+        x: &[f32],
+        first: usize,
+        len: usize,
+        canvas: &'a mut Vec<T>,
+        zero: T,
+        convert: &(dyn Fn(&[f32], &mut [T]) + Sync),
+    ) -> &'a [T] {
+        let rows = len / (self.output[1] * self.input[2]);
+        canvas.resize(self.lines_of(rows) * self.line(), zero);
+        self.fill_lines(x, first * self.stride[0], canvas, zero, convert);
+        canvas
+    }
+
+    /// Calls `f` with each output row of a depthwise convolution and the canvas from its first tap on.
+    fn each_row<T>(&self, canvas: &[T], out: &mut [f32], f: &dyn Fn(&[T], &mut [f32])) {
+        for (y, out) in out.chunks_exact_mut(self.output[1] * self.input[2]).enumerate() {
+            f(&canvas[self.first_tap(y, 0)..], out);
+        }
     }
 }
 

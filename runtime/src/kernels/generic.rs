@@ -5,8 +5,16 @@ use super::rows::{self, Activation, ChannelScale, Norm, RowFns, Target};
 use super::{Body, GROUP, I8Panel, Kernels, Layout, MR_F32, MR_I8, NR, PanelJob, TileF32, TileI8};
 
 /// Reads u8 activations.
-pub static KERNELS: Kernels =
-    Kernels { name: "generic", layout: Layout::Plain, flip: 0, tile_i8, panel_i8, tile_f32, tile_i16: None, rows: ROWS };
+pub static KERNELS: Kernels = Kernels {
+    name: "generic",
+    layout: Layout::Plain,
+    flip: 0,
+    tile_i8,
+    panel_i8,
+    tile_f32,
+    tile_i16: None,
+    rows: ROWS,
+};
 
 /// # Safety
 /// See [`Kernels::tile_i8`].
@@ -106,8 +114,8 @@ macro_rules! row_fns {
             rows::quantize(x, inverse, zero, flip, out);
         }
         $(#[target_feature(enable = $feature)])?
-        fn magnitude(x: &[f32], lanes: &mut [f32; rows::LANES]) {
-            rows::magnitude(x, lanes);
+        fn magnitude(x: &[f32], n: usize, width: usize, stride: usize) -> f32 {
+            rows::magnitude(x, n, width, stride)
         }
         $(#[target_feature(enable = $feature)])?
         fn round_i16(x: &[f32], scale: f32, out: &mut [i16]) {

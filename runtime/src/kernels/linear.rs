@@ -95,6 +95,13 @@ impl Linear {
         }
     }
 
+    fn tile_rows(&self) -> usize {
+        match self.weights {
+            Weights::I8(..) => MR_I8,
+            Weights::F32(_) => MR_F32,
+        }
+    }
+
     /// Computes rows `x` `[m][k]` into `out` `[m][n]`; `residual` `[m][n]` is added last.
     ///
     /// # Panics
@@ -103,7 +110,7 @@ impl Linear {
         let (k, n) = (self.k(), self.n());
         assert_eq!(x.len() / k, out.len() / n);
         assert!(residual.is_none_or(|r| r.len() == out.len()));
-        let block = exec.block(x.len() / k, BLOCK, 12);
+        let block = exec.block(x.len() / k, BLOCK, self.tile_rows());
         let quant = self.quant(exec.kernels, x);
         exec.chunks(out, block * n, &|b, out| {
             let rows = out.len() / n;
@@ -122,7 +129,7 @@ impl Linear {
         let (k, n) = (self.k(), second.n());
         assert_eq!(self.n(), second.k());
         assert_eq!(x.len() / k, out.len() / n);
-        let block = exec.block(x.len() / k, BLOCK, 12);
+        let block = exec.block(x.len() / k, BLOCK, self.tile_rows());
         let (quant, then) = (self.quant(exec.kernels, x), second.quant(exec.kernels, &[]));
         exec.chunks(out, block * n, &|b, out| {
             let rows = out.len() / n;

@@ -79,8 +79,8 @@ pub struct RowFns {
     pub range: unsafe fn(x: &[f32]) -> (f32, f32),
     /// Quantizes: `stored = clamp(round(x · inverse) + zero, 0, 255) ^ flip`, ties to even.
     pub quantize: unsafe fn(x: &[f32], inverse: f32, zero: f32, flip: u8, out: &mut [u8]),
-    /// `lanes[i] = max(lanes[i], |x[j]|)` with j ≡ i; not a number where a value is none.
-    pub magnitude: unsafe fn(x: &[f32], lanes: &mut [f32; LANES]),
+    /// Largest magnitude in `n` rows of `width` values, `stride` apart; not a number where a value is none.
+    pub magnitude: unsafe fn(x: &[f32], n: usize, width: usize, stride: usize) -> f32,
     /// Rounds `x · scale`, which must lie within i16, ties to even.
     pub round_i16: unsafe fn(x: &[f32], scale: f32, out: &mut [i16]),
     /// LayerNorm of one row.
@@ -179,18 +179,28 @@ pub fn quantize(x: &[f32], inverse: f32, zero: f32, flip: u8, out: &mut [u8]) {
 }
 
 #[inline(always)]
-pub fn magnitude(x: &[f32], lanes: &mut [f32; LANES]) {
+pub fn magnitude(x: &[f32], n: usize, width: usize, stride: usize) -> f32 {
     // Keeps what is not a number: it compares false with everything.
     let largest = |a: f32, v: f32| if v <= a { a } else { v };
-    let (chunks, rest) = x.as_chunks::<LANES>();
-    for c in chunks {
-        for i in 0..LANES {
-            lanes[i] = largest(lanes[i], c[i].abs());
+    let mut lanes = [[0f32; LANES]; 2];
+    for t in 0..n {
+        let (pairs, rest) = x[t * stride..][..width].as_chunks::<{ 2 * LANES }>();
+        for pair in pairs {
+            for (lanes, c) in lanes.iter_mut().zip(pair.as_chunks::<LANES>().0) {
+                for i in 0..LANES {
+                    lanes[i] = largest(lanes[i], c[i].abs());
+                }
+            }
+        }
+        for (a, v) in lanes.as_flattened_mut().iter_mut().zip(rest) {
+            *a = largest(*a, v.abs());
         }
     }
-    for (a, v) in lanes.iter_mut().zip(rest) {
-        *a = largest(*a, v.abs());
+    let [mut one, two] = lanes;
+    for i in 0..LANES {
+        one[i] = largest(one[i], two[i]);
     }
+    fold(one, |a, v| if a.is_nan() || v <= a { a } else { v })
 }
 
 #[inline(always)]

@@ -137,7 +137,7 @@ fn panels_finish_their_rows() {
     let gelu = |x: f64| 0.5 * x * (1.0 + erf64(x / 2f64.sqrt()));
     for kernels in available() {
         let one = I8Weights::pack(kernels, NR, 1, &[1; NR], &[1.; NR]);
-        for rows in [1, 4, 7, 12, 31] {
+        for rows in [1usize, 4, 7, 12, 31] {
             let padded = rows.next_multiple_of(MR_I8);
             let mut stored = vec![0; padded * one.row_bytes()];
             let value = |m: usize| (m * 37 % 256) as i32 - 100;
@@ -204,7 +204,8 @@ fn sixteen_bit_tiles_are_exact() {
             unsafe { tile(&rows, pairs, w.as_ptr(), sums.as_flattened_mut().as_mut_ptr(), NR) };
             for (m, sums) in sums.iter().enumerate() {
                 for (n, &got) in sums.iter().enumerate() {
-                    let product = |i: usize| i32::from(x[m * 2 * pairs + i]) * i32::from(w[(i / 2 * NR + n) * 2 + i % 2]);
+                    let product =
+                        |i: usize| i32::from(x[m * 2 * pairs + i]) * i32::from(w[(i / 2 * NR + n) * 2 + i % 2]);
                     let want: i32 = (0..2 * pairs).map(product).sum();
                     assert_eq!(got, want as f32, "{} {pairs} pairs, row {m}, column {n}", kernels.name);
                 }

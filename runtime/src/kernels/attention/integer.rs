@@ -3,7 +3,6 @@
 //! q, k and v are rounded to a common step for the head, probabilities to one for each row. The steps are as fine as
 //! they may be without a sum ever leaving 32 bits.
 
-use super::super::rows::LANES;
 use super::super::TileFnI16;
 use super::{Head, HeadView, MR_F32, NR, Output};
 
@@ -30,10 +29,14 @@ pub fn run(head: &Head, out: &Output, s: &mut Scratch, scores: &mut [f32]) -> bo
     // A sum of `dim` products stays below 2³¹.
     let largest = (2f32.powi(31) / (2 * pairs) as f32).sqrt().floor().min(32767.) - 1.;
     let padded = nk.next_multiple_of(NR);
-    let Some(q_step) = integers(head, &a.q, [nq, a.dim], largest, &mut s.gathered, &mut s.queries) else { return false };
+    let Some(q_step) = integers(head, &a.q, [nq, a.dim], largest, &mut s.gathered, &mut s.queries) else {
+        return false;
+    };
     let Some(k_step) = integers(head, &a.k, [nk, a.dim], largest, &mut s.gathered, &mut s.rows) else { return false };
     pack_keys(&s.rows, nk, pairs, &mut s.keys);
-    let Some(v_step) = integers(head, &a.v, [nk, a.dim_v], LARGEST_V, &mut s.gathered, &mut s.rows) else { return false };
+    let Some(v_step) = integers(head, &a.v, [nk, a.dim_v], LARGEST_V, &mut s.gathered, &mut s.rows) else {
+        return false;
+    };
     pack_values(&s.rows, nk, a.dim_v, &mut s.values);
     s.probabilities.resize(MR_F32 * padded, 0);
     for m in (0..nq).step_by(MR_F32) {
@@ -95,13 +98,9 @@ fn integers(
         (x, token) = (gathered, width);
     }
     let rows = &head.kernels.rows;
-    let mut lanes = [0.; LANES];
-    for t in 0..n {
-        // SAFETY: `kernels` came from `available`.
-        unsafe { (rows.magnitude)(&x[t * token..][..width], &mut lanes) };
-    }
-    let magnitude = lanes.iter().copied().fold(0., f32::max);
-    if !lanes.iter().all(|v| v.is_finite()) {
+    // SAFETY: `kernels` came from `available`.
+    let magnitude = unsafe { (rows.magnitude)(x, n, width, token) };
+    if !magnitude.is_finite() {
         return None;
     }
     let step = if magnitude > 1e-30 { magnitude / largest } else { 1. };
@@ -116,7 +115,6 @@ fn integers(
 }
 
 fn pack_keys(rows: &[i16], n: usize, pairs: usize, into: &mut Vec<[[i16; 2]; NR]>) {
-    into.clear();
     into.resize(n.div_ceil(NR) * pairs, [[0; 2]; NR]);
     for (keys, panel) in rows.chunks(NR * 2 * pairs).zip(into.chunks_exact_mut(pairs)) {
         for (c, key) in keys.chunks_exact(2 * pairs).enumerate() {
@@ -129,7 +127,6 @@ fn pack_keys(rows: &[i16], n: usize, pairs: usize, into: &mut Vec<[[i16; 2]; NR]
 
 fn pack_values(rows: &[i16], n: usize, width: usize, into: &mut Vec<[[i16; 2]; NR]>) {
     let (stride, steps) = (width.next_multiple_of(2), n.div_ceil(2));
-    into.clear();
     into.resize(width.div_ceil(NR) * steps, [[0; 2]; NR]);
     for (p, panel) in into.chunks_exact_mut(steps).enumerate() {
         let columns = NR.min(width - p * NR);

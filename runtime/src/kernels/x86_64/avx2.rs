@@ -7,8 +7,16 @@ use super::super::rows::{self, Activation, ChannelScale, Norm, RowFns, RowQuant,
 use super::super::{Body, I8Panel, Kernels, Layout, MR_F32, MR_I8, NR, PanelJob, TileF32, TileI8};
 use std::arch::x86_64::*;
 
-pub static KERNELS: Kernels =
-    Kernels { name: "avx2", layout: Layout::Paired, flip: 0, tile_i8, panel_i8, tile_f32, tile_i16: Some(tile_i16), rows: ROWS };
+pub static KERNELS: Kernels = Kernels {
+    name: "avx2",
+    layout: Layout::Paired,
+    flip: 0,
+    tile_i8,
+    panel_i8,
+    tile_f32,
+    tile_i16: Some(tile_i16),
+    rows: ROWS,
+};
 
 row_fns!(true, "avx2,fma");
 

@@ -8,8 +8,16 @@ use super::super::rows::{self, Activation, ChannelScale, Norm, RowFns, RowQuant,
 use super::super::{Body, GROUP, I8Panel, Kernels, Layout, MR_F32, MR_I8, NR, PanelJob, TileF32, TileI8};
 use std::arch::x86_64::*;
 
-pub static KERNELS: Kernels =
-    Kernels { name: "avx512-vnni", layout: Layout::Plain, flip: 0, tile_i8, panel_i8, tile_f32, tile_i16: Some(tile_i16), rows: ROWS };
+pub static KERNELS: Kernels = Kernels {
+    name: "avx512-vnni",
+    layout: Layout::Plain,
+    flip: 0,
+    tile_i8,
+    panel_i8,
+    tile_f32,
+    tile_i16: Some(tile_i16),
+    rows: FUNCTIONS,
+};
 
 /// Whether this CPU has what the functions here are compiled for.
 pub fn is_available() -> bool {
@@ -21,6 +29,10 @@ pub fn is_available() -> bool {
 }
 
 row_fns!(true, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma");
+
+/// The generic row functions, with what the compiler makes a poor job of written out.
+const FUNCTIONS: RowFns =
+    RowFns { finish_f32: finish_floats, exponentials: scaled_exponentials, activate: activate_row, ..ROWS };
 
 /// Rows multiplied at once: enough sums in flight to hide the latency of `vpdpbusd`, few enough to stay in registers.
 const BLOCK: usize = 12;
@@ -73,29 +85,51 @@ unsafe fn panel_i8(job: &PanelJob) {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
 unsafe fn block<const M: usize>(job: &PanelJob, m: usize) {
     let (pointers, quants, target) = job.block::<M>(m);
-    let mut out = [[0.; NR]; M];
-    // SAFETY: the caller's contract; scale, sum, bias and a row of the output hold NR = 16 values.
+    let wanted = (1u32 << target.columns).wrapping_sub(1) as __mmask16;
+    // SAFETY: the caller's contract; scale, sum and bias hold NR = 16 values, the mask keeps to the target's columns.
     unsafe {
         let acc: [_; M] = multiply(pointers[0], job.stride, groups(job.panel));
         let weight = _mm512_loadu_ps(job.panel.scale.as_ptr());
         let sum = _mm512_loadu_si512(job.panel.sum.as_ptr().cast());
         let bias = _mm512_loadu_ps(job.bias.as_ptr());
-        for ((acc, RowQuant { scale, zero }), out) in acc.iter().zip(quants).zip(&mut out) {
+        for (i, (acc, RowQuant { scale, zero })) in acc.iter().zip(quants).enumerate().take(target.rows) {
             let correction = _mm512_mullo_epi32(_mm512_set1_epi32(*zero), sum);
             let exact = _mm512_cvtepi32_ps(_mm512_sub_epi32(*acc, correction));
             let scale = _mm512_mul_ps(_mm512_set1_ps(*scale), weight);
-            let y = _mm512_fmadd_ps(exact, scale, bias);
-            let y = match job.activation {
-                Activation::Gelu => gelu(y),
-                Activation::Silu => silu(y),
-                _ => y,
-            };
-            _mm512_storeu_ps(out.as_mut_ptr(), y);
+            let mut y = activated(job.activation, _mm512_fmadd_ps(exact, scale, bias));
+            let at = i * target.stride;
+            if !target.residual.is_null() {
+                y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(wanted, target.residual.add(at)));
+            }
+            if target.columns == NR {
+                _mm512_storeu_ps(target.out.add(at), y);
+            } else {
+                _mm512_mask_storeu_ps(target.out.add(at), wanted, y);
+            }
         }
-        if !matches!(job.activation, Activation::None | Activation::Gelu | Activation::Silu) {
-            rows::activate_integers::<true>(job.activation, out.as_flattened_mut());
+    }
+}
+
+/// [`rows::activate_integers`] of one vector.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
+fn activated(activation: Activation, x: __m512) -> __m512 {
+    let zero = _mm512_setzero_ps();
+    match activation {
+        Activation::None => x,
+        Activation::Gelu => gelu(x),
+        Activation::Silu => silu(x),
+        Activation::Relu => _mm512_max_ps(x, zero),
+        Activation::Relu6 => _mm512_min_ps(_mm512_max_ps(x, zero), _mm512_set1_ps(6.)),
+        other => {
+            let mut y = [0.; NR];
+            // SAFETY: NR = 16 values.
+            unsafe {
+                _mm512_storeu_ps(y.as_mut_ptr(), x);
+                rows::activate_integers::<true>(other, &mut y);
+                _mm512_loadu_ps(y.as_ptr())
+            }
         }
-        rows::write(&out, &target);
     }
 }
 
@@ -113,6 +147,103 @@ fn gelu(x: __m512) -> __m512 {
     }
     _mm512_mul_ps(x, _mm512_fmadd_ps(z, p, _mm512_set1_ps(0.5)))
 }
+
+/// As [`rows::finish_f32`].
+///
+/// # Safety
+/// The target's pointers must be valid for its rows and columns.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
+unsafe fn finish_floats(sums: &mut TileF32, bias: &[f32; NR], activation: Activation, target: &Target) {
+    if target.columns < NR || !matches!(activation, Activation::None | Activation::Relu | Activation::Silu) {
+        // SAFETY: the caller's contract.
+        return unsafe { rows::finish_f32::<true>(sums, bias, activation, target) };
+    }
+    // SAFETY: the caller's contract; a row of sums, the bias and a full row of the target hold NR = 16 values.
+    unsafe {
+        let bias = _mm512_loadu_ps(bias.as_ptr());
+        for (i, sums) in sums.iter().enumerate().take(target.rows) {
+            let x = _mm512_add_ps(_mm512_loadu_ps(sums.as_ptr()), bias);
+            let mut y = match activation {
+                Activation::Silu => exact_silu(x),
+                Activation::Relu => _mm512_max_ps(x, _mm512_setzero_ps()),
+                _ => x,
+            };
+            let at = i * target.stride;
+            if !target.residual.is_null() {
+                y = _mm512_add_ps(y, _mm512_loadu_ps(target.residual.add(at)));
+            }
+            _mm512_storeu_ps(target.out.add(at), y);
+        }
+    }
+}
+
+/// As [`rows::activate`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
+unsafe fn activate_row(activation: Activation, x: &mut [f32]) {
+    if activation != Activation::Silu {
+        return rows::activate::<true>(activation, x);
+    }
+    let (chunks, rest) = x.as_chunks_mut::<NR>();
+    for c in chunks {
+        // SAFETY: a chunk holds 16 values.
+        unsafe { _mm512_storeu_ps(c.as_mut_ptr(), exact_silu(_mm512_loadu_ps(c.as_ptr()))) };
+    }
+    rows::activate::<true>(activation, rest);
+}
+
+/// As [`rows::exponentials`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
+unsafe fn scaled_exponentials(x: &mut [f32], n: usize, scale: f32) -> f32 {
+    if scale <= 0. {
+        return rows::exponentials::<true>(x, n, scale);
+    }
+    x[n..].fill(f32::NEG_INFINITY);
+    // SAFETY: a chunk holds 16 values.
+    unsafe {
+        let mut largest = _mm512_set1_ps(f32::NEG_INFINITY);
+        for c in x.as_chunks::<NR>().0 {
+            largest = _mm512_max_ps(_mm512_loadu_ps(c.as_ptr()), largest);
+        }
+        // In units of log 2; see the generic function about rows that are all −∞.
+        let scale = scale * std::f32::consts::LOG2_E;
+        let offset = _mm512_set1_ps(-_mm512_reduce_max_ps(largest) * scale);
+        let scale = _mm512_set1_ps(scale);
+        let mut sum = _mm512_setzero_ps();
+        for c in x.as_chunks_mut::<NR>().0 {
+            let e = power(_mm512_fmadd_ps(_mm512_loadu_ps(c.as_ptr()), scale, offset));
+            sum = _mm512_add_ps(sum, e);
+            _mm512_storeu_ps(c.as_mut_ptr(), e);
+        }
+        1. / _mm512_reduce_add_ps(sum)
+    }
+}
+
+/// 2^y, relative error below 2e-7; 0 for −∞.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
+fn power(y: __m512) -> __m512 {
+    let y = _mm512_max_ps(_mm512_set1_ps(-200.), y);
+    let n = _mm512_roundscale_ps::<0>(y);
+    let r = _mm512_sub_ps(y, n);
+    let [first, rest @ ..] = FINE_POWER;
+    let mut p = _mm512_set1_ps(first);
+    for c in rest {
+        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
+    }
+    _mm512_scalef_ps(p, n)
+}
+
+/// x·σ(x), relative error below 2e-6.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
+fn exact_silu(x: __m512) -> __m512 {
+    let one = _mm512_set1_ps(1.);
+    let e = power(_mm512_mul_ps(x, _mm512_set1_ps(-std::f32::consts::LOG2_E)));
+    _mm512_div_ps(x, _mm512_add_ps(one, e))
+}
+
+/// 2^r for |r| ≤ 1/2, relative error below 1e-7; the highest power first.
+const FINE_POWER: [f32; 6] = [1.327_647_1e-3, 9.675_542e-3, 5.550_713_1e-2, 2.402_212e-1, 6.931_469_4e-1, 1.000_000_1];
 
 /// 2^r for |r| ≤ 1/2, relative error below 8e-5; the highest power first.
 const POWER: [f32; 4] = [5.517_165e-2, 2.426_111_5e-1, 6.932_609_7e-1, 9.999_280_6e-1];
