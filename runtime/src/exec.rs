@@ -132,9 +132,10 @@ mod tests {
         // One thread: as few tasks as may be.
         assert_eq!(block(1, 197)?, 48);
         assert_eq!(block(1, 3)?, 48);
-        // Two threads: 5 × 20 rows each, where 36 would leave one of them with 108.
-        assert_eq!(block(2, 197)?, 20);
-        assert_eq!(block(2, 192)?, 48);
+        // Two threads: twice 48 rows each and 5 more.
+        assert_eq!(block(2, 197)?, 48);
+        // Twice 36 rows each and 6 more, where 48 would leave one of them with 96.
+        assert_eq!(block(2, 150)?, 36);
         assert_eq!(block(2, 8)?, 4);
         Ok(())
     }

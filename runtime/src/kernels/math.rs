@@ -61,14 +61,14 @@ pub fn gelu<const FMA: bool>(x: f32) -> f32 {
 pub const GELU_END: f32 = 4.15;
 /// See [`GELU_END`]; the highest power first.
 pub const GELU_COEFFICIENTS: [f32; 8] = [
-    -9.399_402_4e-10,
+    -9.399_402e-10,
     8.191_294e-8,
     -3.103_754e-6,
     6.778_190_4e-5,
     -9.572_257_4e-4,
     9.323_817e-3,
     -6.557_477e-2,
-    3.984_940_1e-1,
+    3.984_94e-1,
 ];
 
 /// GELU with erf for the outputs of integer layers, absolute error below 1e-4. Half the work of [`gelu`], which divides.

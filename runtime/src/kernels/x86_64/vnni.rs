@@ -36,8 +36,6 @@ const FUNCTIONS: RowFns =
 
 /// Rows multiplied at once: enough sums in flight to hide the latency of `vpdpbusd`, few enough to stay in registers.
 const BLOCK: usize = 12;
-/// Rows that share a pointer.
-const STEP: usize = 4;
 
 /// # Safety
 /// See [`Kernels::tile_i8`].
@@ -243,7 +241,7 @@ fn exact_silu(x: __m512) -> __m512 {
 }
 
 /// 2^r for |r| ≤ 1/2, relative error below 1e-7; the highest power first.
-const FINE_POWER: [f32; 6] = [1.327_647_1e-3, 9.675_542e-3, 5.550_713_1e-2, 2.402_212e-1, 6.931_469_4e-1, 1.000_000_1];
+const FINE_POWER: [f32; 6] = [1.327_647e-3, 9.675_542e-3, 5.550_713e-2, 2.402_212e-1, 6.931_469e-1, 1.000_000_1];
 
 /// 2^r for |r| ≤ 1/2, relative error below 8e-5; the highest power first.
 const POWER: [f32; 4] = [5.517_165e-2, 2.426_111_5e-1, 6.932_609_7e-1, 9.999_280_6e-1];
@@ -262,7 +260,7 @@ fn silu(x: __m512) -> __m512 {
     _mm512_mul_ps(x, _mm512_rcp14_ps(_mm512_add_ps(_mm512_set1_ps(1.), e)))
 }
 
-/// The sums of `M` rows, `stride` bytes apart; `M` is a multiple of [`STEP`].
+/// The sums of `M` rows, `stride` bytes apart.
 ///
 /// # Safety
 /// Each row must hold [`GROUP`] bytes for each group.
@@ -270,28 +268,13 @@ fn silu(x: __m512) -> __m512 {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
 unsafe fn multiply<const M: usize>(rows: *const u8, stride: usize, groups: &[Group]) -> [__m512i; M] {
     let mut acc = [_mm512_setzero_si512(); M];
-    // A pointer for each row would not fit the registers: four rows share one.
-    let mut first = [rows; M];
-    for m in 0..M {
-        first[m] = rows.wrapping_add(m / STEP * STEP * stride);
-    }
-    for weights in groups {
+    for (g, weights) in groups.iter().enumerate() {
         // SAFETY: the caller's contract; a group is one vector.
         unsafe {
             let weights = _mm512_load_si512(weights.0.as_ptr().cast());
-            for m in (0..M).step_by(STEP) {
-                let row = first[m];
-                macro_rules! row {
-                    ($i:literal) => {
-                        let x = _mm512_set1_epi32(row.add($i * stride).cast::<i32>().read_unaligned());
-                        acc[m + $i] = _mm512_dpbusd_epi32(acc[m + $i], x, weights);
-                    };
-                }
-                row!(0);
-                row!(1);
-                row!(2);
-                row!(3);
-                first[m] = row.add(GROUP);
+            for (m, acc) in acc.iter_mut().enumerate() {
+                let x = rows.add(m * stride + g * GROUP).cast::<i32>().read_unaligned();
+                *acc = _mm512_dpbusd_epi32(*acc, _mm512_set1_epi32(x), weights);
             }
         }
     }
