@@ -40,7 +40,8 @@ fn why(kernel: &str) -> &'static str {
         "neon" => "64-bit ARM without 8-bit dot products",
         "neon-dotprod" => "the CPU has 8-bit dot products (SDOT)",
         "neon-i8mm" => "the CPU has 8-bit matrix products (I8MM)",
-        "avx2" => "the CPU has AVX2",
+        "avx2" => "the CPU has AVX2 without VNNI of AVX-512",
+        "avx512-vnni" => "the CPU has 8-bit dot products (VNNI of AVX-512)",
         _ => "the best for this CPU",
     }
 }

@@ -20,6 +20,7 @@ const PLAIN: Kernels = Kernels {
     tile_i8: widening::tile,
     panel_i8: widening::panel,
     tile_f32: float::tile,
+    tile_i16: None,
     rows: ROWS,
 };
 static NEON: Kernels = PLAIN;
@@ -81,7 +82,7 @@ unsafe fn finish<const M: usize>(sums: &Sums<M>, quants: &[RowQuant; M], job: &P
         }
     }
     if job.activation != Activation::None {
-        activate(job.activation, out.as_flattened_mut());
+        rows::activate_integers::<true>(job.activation, out.as_flattened_mut());
     }
     // SAFETY: the caller's contract.
     unsafe { rows::write(&out, target) };
