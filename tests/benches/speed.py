@@ -62,7 +62,7 @@ def once(kind, model, runs, threads):
         command = [RUN, "bench", model, "--json", "--threads", str(threads), "--runs", str(runs), "--warmup", "6"]
         command += ["--plain"] if kind == "plain" else []
     else:
-        command = [os.environ.get("PEER_PYTHON", sys.executable), __file__, "--peer", kind, model, str(runs), str(threads)]
+        command = [sys.executable, __file__, "--peer", kind, model, str(runs), str(threads)]
     out = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
     return json.loads(out[out.index("{"):])
 
