@@ -59,17 +59,42 @@ fn groups(panel: &I8Panel) -> &[Group] {
 /// See [`Kernels::panel_i8`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
 unsafe fn panel_i8(job: &PanelJob) {
+    // A loop for each function, so that it is inlined there.
+    // SAFETY: the caller's contract; NR = 16 values are a vector.
+    unsafe {
+        match job.activation {
+            Activation::None => finished(job, |x| x),
+            Activation::Gelu => finished(job, |x| gelu(x)),
+            Activation::Silu => finished(job, |x| silu(x)),
+            Activation::Relu => finished(job, |x| _mm512_max_ps(x, _mm512_setzero_ps())),
+            other => finished(job, |x| {
+                let mut y = [0.; NR];
+                _mm512_storeu_ps(y.as_mut_ptr(), x);
+                rows::activate_integers::<true>(other, &mut y);
+                _mm512_loadu_ps(y.as_ptr())
+            }),
+        }
+    }
+}
+
+/// Multiplies all rows and applies `activate` to what comes out.
+///
+/// # Safety
+/// See [`Kernels::panel_i8`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
+unsafe fn finished(job: &PanelJob, activate: impl Fn(__m512) -> __m512 + Copy) {
     let rows = job.target.rows.next_multiple_of(MR_I8);
     let mut m = 0;
     // SAFETY: the caller's contract; no block reaches past the padded rows.
     unsafe {
         while m + BLOCK <= rows {
-            block::<BLOCK>(job, m);
+            block::<BLOCK>(job, m, activate);
             m += BLOCK;
         }
         match rows - m {
-            8 => block::<8>(job, m),
-            4 => block::<4>(job, m),
+            8 => block::<8>(job, m, activate),
+            4 => block::<4>(job, m, activate),
             _ => {}
         }
     }
@@ -81,7 +106,7 @@ unsafe fn panel_i8(job: &PanelJob) {
 /// See [`Kernels::panel_i8`]; there must be so many rows, padding included.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
-unsafe fn block<const M: usize>(job: &PanelJob, m: usize) {
+unsafe fn block<const M: usize>(job: &PanelJob, m: usize, activate: impl Fn(__m512) -> __m512) {
     let (pointers, quants, target) = job.block::<M>(m);
     let wanted = (1u32 << target.columns).wrapping_sub(1) as __mmask16;
     // SAFETY: the caller's contract; scale, sum and bias hold NR = 16 values, the mask keeps to the target's columns.
@@ -94,7 +119,7 @@ unsafe fn block<const M: usize>(job: &PanelJob, m: usize) {
             let correction = _mm512_mullo_epi32(_mm512_set1_epi32(*zero), sum);
             let exact = _mm512_cvtepi32_ps(_mm512_sub_epi32(*acc, correction));
             let scale = _mm512_mul_ps(_mm512_set1_ps(*scale), weight);
-            let mut y = activated(job.activation, _mm512_fmadd_ps(exact, scale, bias));
+            let mut y = activate(_mm512_fmadd_ps(exact, scale, bias));
             let at = i * target.stride;
             if !target.residual.is_null() {
                 y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(wanted, target.residual.add(at)));
@@ -103,29 +128,6 @@ unsafe fn block<const M: usize>(job: &PanelJob, m: usize) {
                 _mm512_storeu_ps(target.out.add(at), y);
             } else {
                 _mm512_mask_storeu_ps(target.out.add(at), wanted, y);
-            }
-        }
-    }
-}
-
-/// [`rows::activate_integers`] of one vector.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
-fn activated(activation: Activation, x: __m512) -> __m512 {
-    let zero = _mm512_setzero_ps();
-    match activation {
-        Activation::None => x,
-        Activation::Gelu => gelu(x),
-        Activation::Silu => silu(x),
-        Activation::Relu => _mm512_max_ps(x, zero),
-        Activation::Relu6 => _mm512_min_ps(_mm512_max_ps(x, zero), _mm512_set1_ps(6.)),
-        other => {
-            let mut y = [0.; NR];
-            // SAFETY: NR = 16 values.
-            unsafe {
-                _mm512_storeu_ps(y.as_mut_ptr(), x);
-                rows::activate_integers::<true>(other, &mut y);
-                _mm512_loadu_ps(y.as_ptr())
             }
         }
     }
