@@ -1,9 +1,10 @@
 //! Convolutions on pictures with channels last, `[y][x][channel]`: the picture is copied (and quantized) once into a
 //! padded canvas; a dense convolution then is a linear layer over gathered rows, a depthwise one runs directly.
 
-use super::MR_I8;
+use super::depthwise::{Depthwise, Taps};
 use super::linear::{InputQuant, Linear, Rows, Weights, widen};
-use super::rows::{Activation, ChannelScale, RowQuant};
+use super::rows::RowQuant;
+use super::{MR_I8, room};
 use crate::exec::Exec;
 use std::cell::RefCell;
 
@@ -34,44 +35,6 @@ pub enum Filter {
     Depthwise(Depthwise),
 }
 
-/// One filter a channel.
-#[derive(Clone, Debug)]
-pub struct Depthwise {
-    /// Weights.
-    pub taps: Taps,
-    /// Bias, one a channel.
-    pub bias: Vec<f32>,
-    /// Function after the bias.
-    pub activation: Activation,
-}
-
-/// Weights of a depthwise convolution, `[tap][channel]`.
-#[derive(Clone, Debug)]
-pub enum Taps {
-    /// Integer arithmetic.
-    I8 {
-        /// Weights.
-        values: Vec<i8>,
-        /// Sum of each channel's weights.
-        sums: Vec<i32>,
-        /// Scale of each channel.
-        scale: Vec<f32>,
-        /// Quantization of the input; `PerRow` means one range for the whole picture.
-        quant: InputQuant,
-    },
-    /// Float arithmetic.
-    F32(Vec<f32>),
-}
-
-impl Taps {
-    /// Integer weights `[tap][channel]` with a scale for each channel.
-    pub fn i8(values: Vec<i8>, scale: Vec<f32>, quant: InputQuant) -> Taps {
-        let mut sums = vec![0; scale.len()];
-        values.iter().enumerate().for_each(|(i, &w)| sums[i % scale.len()] += i32::from(w));
-        Taps::I8 { values, sums, scale, quant }
-    }
-}
-
 /// `activation(conv(x) + bias)`, float in and out, channels last.
 #[derive(Clone, Debug)]
 pub struct Conv {
@@ -79,18 +42,6 @@ pub struct Conv {
     pub geometry: Geometry,
     /// Weights and what follows them.
     pub filter: Filter,
-}
-
-/// One row of outputs of a depthwise convolution, for the row routines.
-pub struct DepthwiseRow<'a, A, W> {
-    /// The canvas from the first tap of the first output on.
-    pub canvas: &'a [A],
-    /// Where each tap of the first output lies in the canvas, ascending.
-    pub offsets: &'a [usize],
-    /// Weights, `[tap][channel]`.
-    pub taps: &'a [W],
-    /// Sizes.
-    pub geometry: &'a Geometry,
 }
 
 /// The canvases are kept from run to run; rows are those of a thread.
@@ -115,8 +66,6 @@ thread_local! {
 
 /// Output pixels whose inputs are gathered at once, so that they stay in the cache.
 const PIXELS: usize = 48;
-/// Canvas of a depthwise convolution that is made at once: a part of the second-level cache.
-const STRIP_BYTES: usize = 128 << 10;
 
 impl Geometry {
     /// Whether each output pixel is made of the same input pixel alone.
@@ -130,21 +79,21 @@ impl Geometry {
     }
 
     /// Elements of a canvas line: a padded row of the picture.
-    fn line(&self) -> usize {
+    pub(super) fn line(&self) -> usize {
         (self.input[1] + self.pads[1] + self.pads[3]) * self.input[2]
     }
 
-    fn lines(&self) -> usize {
+    pub(super) fn lines(&self) -> usize {
         self.input[0] + self.pads[0] + self.pads[2]
     }
 
     /// Element of the canvas where the first tap of an output lies.
-    fn first_tap(&self, y: usize, x: usize) -> usize {
+    pub(super) fn first_tap(&self, y: usize, x: usize) -> usize {
         y * self.stride[0] * self.line() + x * self.stride[1] * self.input[2]
     }
 
     /// Distance of each tap from the first.
-    fn tap_offsets(&self) -> Vec<usize> {
+    pub(super) fn tap_offsets(&self) -> Vec<usize> {
         let of = |tap: usize| {
             tap / self.kernel[1] * self.dilation[0] * self.line()
                 + tap % self.kernel[1] * self.dilation[1] * self.input[2]
@@ -153,9 +102,9 @@ impl Geometry {
     }
 
     /// Writes canvas lines from line `first` on: rows of the picture, converted, and `zero` around them.
-    fn fill_lines<T: Copy>(
+    pub(super) fn fill_lines<'a, T: Copy>(
         &self,
-        x: &[f32],
+        row: &dyn Fn(usize) -> &'a [f32],
         first: usize,
         lines: &mut [T],
         zero: T,
@@ -169,22 +118,11 @@ impl Geometry {
                     let (left, rest) = line.split_at_mut(self.pads[1] * c);
                     let (inner, right) = rest.split_at_mut(w * c);
                     left.fill(zero);
-                    convert(&x[y * w * c..][..w * c], inner);
+                    convert(row(y), inner);
                     right.fill(zero);
                 }
             }
         }
-    }
-
-    /// Canvas lines that `rows` output rows are made of.
-    fn lines_of(&self, rows: usize) -> usize {
-        (rows - 1) * self.stride[0] + (self.kernel[0] - 1) * self.dilation[0] + 1
-    }
-
-    /// Output rows to make at once from a strip of canvas with elements of `bytes`, so that the strip stays in the cache.
-    fn strip(&self, exec: &Exec, bytes: usize) -> usize {
-        let most = self.output[0].div_ceil(exec.threads());
-        (1..=most).rfind(|&rows| self.lines_of(rows) * self.line() * bytes <= STRIP_BYTES).unwrap_or(1)
     }
 
     /// Copies the inputs of `rows.len() / stride` outputs from output `first` on, one row each.
@@ -232,10 +170,7 @@ impl Conv {
                 }
                 Weights::F32(_) => self.dense_f32(exec, linear, self.pad(exec, x, &mut s.floats), out),
             },
-            Filter::Depthwise(d) => match &d.taps {
-                Taps::I8 { quant, .. } => self.depthwise_i8(exec, d, *quant, x, out),
-                Taps::F32(taps) => self.depthwise_f32(exec, d, taps, x, out),
-            },
+            Filter::Depthwise(d) => d.run(&self.geometry, exec, x, out),
         });
     }
 
@@ -268,8 +203,10 @@ impl Conv {
     ) {
         let g = &self.geometry;
         canvas.resize(g.lines() * g.line(), zero);
-        let lines = g.lines().div_ceil(4 * exec.threads());
-        exec.chunks(canvas, lines * g.line(), &|i, part| g.fill_lines(x, i * lines, part, zero, convert));
+        let (lines, size) = (g.lines().div_ceil(4 * exec.threads()), g.input[1] * g.input[2]);
+        exec.chunks(canvas, lines * g.line(), &|i, part| {
+            g.fill_lines(&|y| &x[y * size..][..size], i * lines, part, zero, convert)
+        });
     }
 
     fn dense_i8(&self, exec: &Exec, linear: &Linear, quant: RowQuant, canvas: &[u8], out: &mut [f32]) {
@@ -281,12 +218,12 @@ impl Conv {
             GATHERED.with_borrow_mut(|s| {
                 let pixels = out.len() / n;
                 let padded = pixels.next_multiple_of(MR_I8);
-                s.bytes.resize(padded * stride, 0);
-                g.gather(canvas, b * block, &mut s.bytes[..pixels * stride], stride);
-                widen(weights, &s.bytes, &mut s.wide);
+                let bytes = room(&mut s.bytes, padded * stride);
+                g.gather(canvas, b * block, &mut bytes[..pixels * stride], stride);
+                widen(weights, bytes, &mut s.wide);
                 s.quants.clear();
                 s.quants.resize(padded, quant);
-                let rows = Rows { bytes: &s.bytes, wide: &s.wide, quants: &s.quants };
+                let rows = Rows { bytes, wide: &s.wide, quants: &s.quants };
                 linear.integer_block(exec.kernels, weights, &rows, None, out);
             });
         });
@@ -297,91 +234,18 @@ impl Conv {
         let block = exec.block(out.len() / n, PIXELS, 12);
         exec.chunks(out, block * n, &|b, out| {
             GATHERED.with_borrow_mut(|s| {
-                s.floats.resize(out.len() / n * k, 0.);
-                g.gather(canvas, b * block, &mut s.floats, k);
-                linear.float_block(exec.kernels, &s.floats, None, out);
+                let floats = room(&mut s.floats, out.len() / n * k);
+                g.gather(canvas, b * block, floats, k);
+                linear.float_block(exec.kernels, floats, None, out);
             });
         });
-    }
-
-    fn depthwise_i8(&self, exec: &Exec, d: &Depthwise, quant: InputQuant, x: &[f32], out: &mut [f32]) {
-        let g = &self.geometry;
-        let Taps::I8 { values: taps, sums, scale, .. } = &d.taps else { unreachable!("integer weights") };
-        let (step, inverse, zero) = quant.parameters(exec.kernels, x);
-        let factor: Vec<f32> = scale.iter().map(|s| s * step).collect();
-        let offset: Vec<i32> = sums.iter().map(|sum| -(zero as i32) * sum).collect();
-        let finish = ChannelScale { offset: &offset, factor: &factor, bias: &d.bias };
-        let offsets = g.tap_offsets();
-        let rows = &exec.kernels.rows;
-        let strip = g.strip(exec, 1);
-        exec.chunks(out, strip * g.output[1] * g.input[2], &|i, out| {
-            GATHERED.with_borrow_mut(|s| {
-                // SAFETY: the kernels came from `available`, here and below.
-                let quantize = |x: &[f32], line: &mut [u8]| unsafe { (rows.quantize)(x, inverse, zero, 0, line) };
-                let canvas = g.strip_canvas(x, i * strip, out.len(), &mut s.bytes, zero as u8, &quantize);
-                g.each_row(canvas, out, &|canvas, out| {
-                    let row = DepthwiseRow { canvas, offsets: &offsets, taps, geometry: g };
-                    // SAFETY: as above.
-                    unsafe {
-                        (rows.depthwise_i8)(&row, &finish, out);
-                        (rows.activate)(d.activation, out);
-                    }
-                });
-            });
-        });
-    }
-
-    fn depthwise_f32(&self, exec: &Exec, d: &Depthwise, taps: &[f32], x: &[f32], out: &mut [f32]) {
-        let g = &self.geometry;
-        let rows = &exec.kernels.rows;
-        let offsets = g.tap_offsets();
-        let strip = g.strip(exec, size_of::<f32>());
-        exec.chunks(out, strip * g.output[1] * g.input[2], &|i, out| {
-            GATHERED.with_borrow_mut(|s| {
-                let copy = |x: &[f32], line: &mut [f32]| line.copy_from_slice(x);
-                let canvas = g.strip_canvas(x, i * strip, out.len(), &mut s.floats, 0., &copy);
-                g.each_row(canvas, out, &|canvas, out| {
-                    let row = DepthwiseRow { canvas, offsets: &offsets, taps, geometry: g };
-                    // SAFETY: the kernels came from `available`.
-                    unsafe {
-                        (rows.depthwise_f32)(&row, &d.bias, out);
-                        (rows.activate)(d.activation, out);
-                    }
-                });
-            });
-        });
-    }
-}
-
-impl Geometry {
-    /// The canvas for `len` outputs of a depthwise convolution from output row `first` on.
-    fn strip_canvas<'a, T: Copy>(
-        &self,
-        x: &[f32],
-        first: usize,
-        len: usize,
-        canvas: &'a mut Vec<T>,
-        zero: T,
-        convert: &(dyn Fn(&[f32], &mut [T]) + Sync),
-    ) -> &'a [T] {
-        let rows = len / (self.output[1] * self.input[2]);
-        canvas.resize(self.lines_of(rows) * self.line(), zero);
-        self.fill_lines(x, first * self.stride[0], canvas, zero, convert);
-        canvas
-    }
-
-    /// Calls `f` with each output row of a depthwise convolution and the canvas from its first tap on.
-    fn each_row<T>(&self, canvas: &[T], out: &mut [f32], f: &dyn Fn(&[T], &mut [f32])) {
-        for (y, out) in out.chunks_exact_mut(self.output[1] * self.input[2]).enumerate() {
-            f(&canvas[self.first_tap(y, 0)..], out);
-        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::linear::bias_panels;
-    use super::super::{F32Weights, I8Weights};
+    use super::super::{Activation, F32Weights, I8Weights};
     use super::*;
     use crate::model::card::SelfTest;
 

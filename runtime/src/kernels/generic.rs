@@ -1,6 +1,6 @@
 //! Scalar kernels: the reference that every other kernel is tested against, and the fallback.
 
-use super::conv::DepthwiseRow;
+use super::depthwise::DepthwiseRow;
 use super::rows::{self, Activation, ChannelScale, Norm, RowFns, Target};
 use super::{Body, GROUP, I8Panel, Kernels, Layout, MR_F32, MR_I8, NR, PanelJob, TileF32, TileI8};
 

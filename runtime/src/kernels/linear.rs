@@ -1,7 +1,7 @@
 //! A linear layer over rows: normalize, quantize, multiply, finish, in one pass over blocks of rows.
 
 use super::rows::{Activation, Norm, RowQuant, Target};
-use super::{F32Weights, I8Weights, Kernels, MR_F32, MR_I8, NR, PanelJob};
+use super::{F32Weights, I8Weights, Kernels, MR_F32, MR_I8, NR, PanelJob, room};
 use crate::exec::Exec;
 use std::cell::RefCell;
 
@@ -136,12 +136,30 @@ impl Linear {
             let x = &x[b * block * k..][..rows * k];
             let residual = residual.map(|r| &r[b * block * n..][..rows * n]);
             HIDDEN.with_borrow_mut(|hidden| {
-                hidden.resize(rows * self.n(), 0.);
+                let hidden = room(hidden, rows * self.n());
                 SCRATCH.with_borrow_mut(|scratch| {
                     self.block(exec.kernels, x, quant, None, hidden, scratch);
                     second.block(exec.kernels, hidden, then, residual, out, scratch);
                 });
             });
+        });
+    }
+
+    /// As [`Linear::run`], on the caller's thread alone. The layer must not [read its rows as a whole](Linear::reads_whole).
+    ///
+    /// # Panics
+    /// When the lengths do not match.
+    pub fn run_here(&self, kernels: &Kernels, x: &[f32], residual: Option<&[f32]>, out: &mut [f32]) {
+        let (k, n) = (self.k(), self.n());
+        assert_eq!(x.len() / k, out.len() / n);
+        assert!(residual.is_none_or(|r| r.len() == out.len()));
+        let quant = self.quant(kernels, &[]);
+        SCRATCH.with_borrow_mut(|scratch| {
+            for (b, out) in out.chunks_mut(BLOCK * n).enumerate() {
+                let rows = b * BLOCK..b * BLOCK + out.len() / n;
+                let residual = residual.map(|r| &r[rows.start * n..rows.end * n]);
+                self.block(kernels, &x[rows.start * k..rows.end * k], quant, residual, out, scratch);
+            }
         });
     }
 
@@ -175,12 +193,12 @@ impl Linear {
         let x = match &self.norm {
             None => x,
             Some(norm) => {
-                s.normed.resize(x.len(), 0.);
-                for (x, y) in x.chunks_exact(k).zip(s.normed.chunks_exact_mut(k)) {
+                let normed = room(&mut s.normed, x.len());
+                for (x, y) in x.chunks_exact(k).zip(normed.chunks_exact_mut(k)) {
                     // SAFETY: `kernels` came from `available`.
                     unsafe { (kernels.rows.layer_norm)(x, norm, y) };
                 }
-                &s.normed[..]
+                normed
             }
         };
         match &self.weights {
@@ -294,7 +312,7 @@ pub fn quantize_rows(
     let stride = weights.row_bytes();
     let padded = rows.next_multiple_of(MR_I8);
     let offset = i32::from(kernels.flip);
-    bytes.resize(padded * stride, 0);
+    let bytes = room(bytes, padded * stride);
     quants.clear();
     for (x, q) in x.chunks_exact(k).zip(bytes.chunks_exact_mut(stride)) {
         let (scale, inverse, zero) = quant.parameters(kernels, x);

@@ -9,6 +9,7 @@ mod aarch64;
 pub mod attention;
 pub mod conv;
 pub mod copy;
+pub mod depthwise;
 mod generic;
 pub mod linear;
 mod math;
@@ -120,9 +121,18 @@ pub struct PanelJob<'a> {
     pub target: Target,
 }
 
+/// The first `n` elements of a buffer that only grows; they hold whatever they held.
+fn room<T: Copy + Default>(buffer: &mut Vec<T>, n: usize) -> &mut [T] {
+    if buffer.len() < n {
+        buffer.resize(n, T::default());
+    }
+    &mut buffer[..n]
+}
+
 impl PanelJob<'_> {
     /// First activation of each of `M` rows from row `m` on, how they were quantized, and the part of the target that
     /// they fill.
+    #[inline(always)]
     fn block<const M: usize>(&self, m: usize) -> ([*const u8; M], &[RowQuant; M], Target) {
         let rows = std::array::from_fn(|i| self.rows.wrapping_add((m + i) * self.stride));
         let quants = self.quants[m..].first_chunk().expect("rows are padded to whole tiles");

@@ -1,7 +1,7 @@
 //! What happens to a row before and after a matrix tile: normalize, quantize, rescale, activate. Generic source; the
 //! instruction-set modules compile it with their features.
 
-use super::conv::DepthwiseRow;
+use super::depthwise::DepthwiseRow;
 use super::math::{self, fma};
 use super::{MR_I8, NR, PanelJob, TileF32, TileI8};
 
@@ -70,6 +70,8 @@ pub struct ChannelScale<'a> {
     pub factor: &'a [f32],
     /// Bias.
     pub bias: &'a [f32],
+    /// Function after that, as coarse as [`activate_integers`] is.
+    pub activation: Activation,
 }
 
 /// The row routines of one instruction set. They are safe to call only on a CPU that has it, which
@@ -97,7 +99,7 @@ pub struct RowFns {
     /// `exp(scale · x − largest)` of the first `n` values in place, those after them any value; returns the factor
     /// that makes the `n` sum to 1: a softmax before its last step. `x` is a multiple of [`LANES`] long.
     pub exponentials: unsafe fn(x: &mut [f32], n: usize, scale: f32) -> f32,
-    /// A row of outputs of an integer depthwise convolution.
+    /// A row of outputs of an integer depthwise convolution, finished.
     pub depthwise_i8: unsafe fn(row: &DepthwiseRow<u8, i8>, finish: &ChannelScale, out: &mut [f32]),
     /// A row of outputs of a float depthwise convolution: `sum + bias`.
     pub depthwise_f32: unsafe fn(row: &DepthwiseRow<f32, f32>, bias: &[f32], out: &mut [f32]),
@@ -370,7 +372,7 @@ pub fn exponentials<const FMA: bool>(x: &mut [f32], n: usize, scale: f32) -> f32
 impl<A: Copy, W: Copy> DepthwiseRow<'_, A, W> {
     /// Checks that `outputs` lie inside the canvas and the weights, so that [`DepthwiseRow::sums`] may be called.
     #[inline(always)]
-    fn check(&self, outputs: usize) {
+    pub fn check(&self, outputs: usize) {
         let g = self.geometry;
         let last = self.offsets.last().expect("a tap") + (outputs - 1) * g.stride[1] * g.input[2];
         assert!(last + g.input[2] <= self.canvas.len() && self.taps.len() == self.offsets.len() * g.input[2]);
@@ -447,6 +449,7 @@ pub fn depthwise_i8<const FMA: bool>(row: &DepthwiseRow<u8, i8>, scale: &Channel
             out[i] = fma::<FMA>((sums[i] + offset[i]) as f32, factor[i], bias[i]);
         }
     });
+    activate_integers::<FMA>(scale.activation, out);
 }
 
 #[inline(always)]

@@ -5,7 +5,8 @@ use super::ops::Fused;
 use crate::error::{Error, Result};
 use crate::kernels::NR;
 use crate::kernels::attention::{Attention, HeadView};
-use crate::kernels::conv::{Conv, Filter, Taps};
+use crate::kernels::conv::{Conv, Filter, Geometry};
+use crate::kernels::depthwise::{Depthwise, Taps};
 use crate::kernels::linear::Linear;
 use crate::onnx::{Graph, absurd, elements};
 use std::collections::HashSet;
@@ -83,6 +84,17 @@ impl Fused {
             Fused::Linear(l) => layers(&[l.as_ref()], first, &inputs[1..], output),
             Fused::Mlp(pair) => layers(&[&pair[0], &pair[1]], first, &inputs[1..], output),
             Fused::Conv(c) => c.check(first, output),
+            Fused::Bottleneck(b) => {
+                let picture = |[h, w, c]: [usize; 3]| vec![1, h, w, c];
+                let (between, after) = (picture(b.geometry.input), picture(b.geometry.output));
+                let fits =
+                    first.len() == 4 && first[..3] == between[..3] && output.len() == 4 && output[..3] == after[..3];
+                need(fits, || format!("made for {between:?} to {after:?}, used for {first:?} to {output:?}"))?;
+                layers(&[&b.expand], first, &[], &between)?;
+                b.geometry.check(&between, &after)?;
+                need(b.depthwise.fits(&b.geometry), || format!("weights do not fit {:?}", b.geometry))?;
+                layers(&[&b.project], &after, &inputs[1..], output)
+            }
             Fused::Attention(a) => a.check(inputs, output),
             Fused::LayerNorm(norm) => {
                 let width = first.last().copied().unwrap_or(0);
@@ -116,9 +128,9 @@ fn layers(layers: &[&Linear], input: &[usize], residual: &[Vec<usize>], output: 
     need(residual.iter().all(|r| elements(r) == elements(output)), || "a residual of another size".into())
 }
 
-impl Conv {
+impl Geometry {
     fn check(&self, input: &[usize], output: &[usize]) -> Result<(), String> {
-        let g = &self.geometry;
+        let g = self;
         need(input == [&[1], &g.input[..]].concat() && output == [&[1], &g.output[..]].concat(), || {
             format!("made for {:?} to {:?}, used for {input:?} to {output:?}", g.input, g.output)
         })?;
@@ -133,23 +145,34 @@ impl Conv {
                 && (*size - reach) / of(g.stride[axis]) + 1 == of(g.output[axis]);
             need(fits, || format!("kernel, stride and padding {g:?} contradict each other"))?;
         }
-        let [c, oc] = [g.input[2], g.output[2]];
+        let c = g.input[2];
         let canvas = canvas[0].saturating_mul(canvas[1]).saturating_mul(c as u128);
         let row = product(&[g.kernel[0], g.kernel[1], c]);
-        need(canvas <= LIMIT && row <= LIMIT, || format!("{g:?} is too large"))?;
+        need(canvas <= LIMIT && row <= LIMIT, || format!("{g:?} is too large"))
+    }
+}
+
+impl Conv {
+    fn check(&self, input: &[usize], output: &[usize]) -> Result<(), String> {
+        let g = &self.geometry;
+        g.check(input, output)?;
+        let (k, oc) = (g.taps() * g.input[2], g.output[2]);
         let fits = match &self.filter {
-            Filter::Dense(l) => l.norm.is_none() && l.k() == g.taps() * c && l.n() == oc && l.bias.len() * NR >= oc,
-            Filter::Depthwise(d) => {
-                let taps = match &d.taps {
-                    Taps::I8 { values, sums, scale, .. } => {
-                        values.len() == g.taps() * c && scale.len() == c && sums.len() == c
-                    }
-                    Taps::F32(values) => values.len() == g.taps() * c,
-                };
-                taps && oc == c && d.bias.len() == c
-            }
+            Filter::Dense(l) => l.norm.is_none() && l.k() == k && l.n() == oc && l.bias.len() * NR >= oc,
+            Filter::Depthwise(d) => d.fits(g),
         };
         need(fits, || format!("weights do not fit {g:?}"))
+    }
+}
+
+impl Depthwise {
+    fn fits(&self, g: &Geometry) -> bool {
+        let c = g.input[2];
+        let taps = match &self.taps {
+            Taps::I8 { values, sums, scale, .. } => values.len() == g.taps() * c && scale.len() == c && sums.len() == c,
+            Taps::F32(values) => values.len() == g.taps() * c,
+        };
+        taps && g.output[2] == c && self.bias.len() == c
     }
 }
 

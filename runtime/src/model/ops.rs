@@ -4,6 +4,7 @@ use crate::exec::Exec;
 use crate::kernels::attention::Attention;
 use crate::kernels::conv::{Conv, Filter};
 use crate::kernels::copy::Copy;
+use crate::kernels::depthwise::Bottleneck;
 use crate::kernels::linear::{Linear, Weights};
 use crate::kernels::requantize::Requantize;
 use crate::kernels::{Activation, Norm};
@@ -20,6 +21,8 @@ pub enum Fused {
     Mlp(Box<[Linear; 2]>),
     /// Convolution of a picture, channels last.
     Conv(Box<Conv>),
+    /// Pointwise layer, depthwise convolution, pointwise layer, channels last; a second input is the residual.
+    Bottleneck(Box<Bottleneck>),
     /// Scaled dot-product attention; inputs as its views number them.
     Attention(Box<Attention>),
     /// LayerNorm over the last axis.
@@ -40,6 +43,7 @@ impl Fused {
             Fused::Mlp(_) => "mlp",
             Fused::Conv(c) if matches!(c.filter, Filter::Depthwise(_)) => "depthwise",
             Fused::Conv(_) => "conv",
+            Fused::Bottleneck(_) => "bottleneck",
             Fused::Attention(_) => "attention",
             Fused::LayerNorm(_) => "layer_norm",
             Fused::Activation(_) => "activation",
@@ -54,6 +58,7 @@ impl Fused {
             Fused::Linear(l) => matches!(l.weights, Weights::I8(..)),
             Fused::Mlp(layers) => layers.iter().all(|l| matches!(l.weights, Weights::I8(..))),
             Fused::Conv(c) => c.is_integer(),
+            Fused::Bottleneck(b) => [&b.expand, &b.project].iter().all(|l| matches!(l.weights, Weights::I8(..))),
             Fused::Attention(a) => a.integer,
             _ => false,
         }
@@ -67,6 +72,7 @@ impl Fused {
                 elements / layers[1].n() * (layers[0].k() * layers[0].n() + layers[1].k() * layers[1].n())
             }
             Fused::Conv(c) => c.macs(),
+            Fused::Bottleneck(b) => b.macs(),
             Fused::Attention(a) => a.macs(),
             Fused::LayerNorm(_) | Fused::Activation(_) | Fused::Requantize(_) | Fused::Copy(_) => 0,
         }
@@ -77,6 +83,7 @@ impl Fused {
             Fused::Linear(l) => l.run(exec, inputs[0], inputs.get(1).copied(), out),
             Fused::Mlp(layers) => layers[0].run_with(&layers[1], exec, inputs[0], inputs.get(1).copied(), out),
             Fused::Conv(c) => c.run(exec, inputs[0], out),
+            Fused::Bottleneck(b) => b.run(exec, inputs[0], inputs.get(1).copied(), out),
             Fused::Attention(a) => a.run(exec, inputs, out),
             Fused::Copy(c) => c.run(exec, inputs[0], out),
             Fused::LayerNorm(norm) => {

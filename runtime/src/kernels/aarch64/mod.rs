@@ -7,7 +7,7 @@ mod matrix;
 mod sdot;
 mod widening;
 
-use super::conv::DepthwiseRow;
+use super::depthwise::DepthwiseRow;
 use super::generic::row_fns;
 use super::rows::{self, Activation, ChannelScale, Norm, RowFns, Target};
 use super::{Kernels, Layout, MR_I8, NR, PanelJob, RowQuant, TileF32, TileI8};

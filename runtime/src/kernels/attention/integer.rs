@@ -3,7 +3,7 @@
 //! q, k and v are rounded to a common step for the head, probabilities to one for each row. The steps are as fine as
 //! they may be without a sum ever leaving 32 bits.
 
-use super::super::TileFnI16;
+use super::super::{TileFnI16, room};
 use super::{Head, HeadView, MR_F32, NR, Output};
 
 #[derive(Default)]
@@ -105,8 +105,7 @@ fn integers(
     }
     let step = if magnitude > 1e-30 { magnitude / largest } else { 1. };
     let stride = width.next_multiple_of(2);
-    out.resize(n * stride, 0);
-    for (t, out) in out.chunks_exact_mut(stride).enumerate() {
+    for (t, out) in room(out, n * stride).chunks_exact_mut(stride).enumerate() {
         // SAFETY: as above.
         unsafe { (rows.round_i16)(&x[t * token..][..width], 1. / step, &mut out[..width]) };
         out[width..].fill(0);

@@ -1,6 +1,6 @@
 //! AVX2 with FMA.
 
-use super::super::conv::DepthwiseRow;
+use super::super::depthwise::DepthwiseRow;
 use super::super::generic::row_fns;
 use super::super::pack::{Group, WidePair};
 use super::super::rows::{self, Activation, ChannelScale, Norm, RowFns, RowQuant, Target};

@@ -1,6 +1,6 @@
 //! AVX-512 with VNNI: `vpdpbusd` adds four u8 × i8 products to an i32 lane, exactly.
 
-use super::super::conv::DepthwiseRow;
+use super::super::depthwise::DepthwiseRow;
 use super::super::generic::row_fns;
 use super::super::math;
 use super::super::pack::Group;
@@ -31,8 +31,14 @@ pub fn is_available() -> bool {
 row_fns!(true, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma");
 
 /// The generic row functions, with what the compiler makes a poor job of written out.
-const FUNCTIONS: RowFns =
-    RowFns { finish_f32: finish_floats, exponentials: scaled_exponentials, activate: activate_row, ..ROWS };
+const FUNCTIONS: RowFns = RowFns {
+    quantize: quantize_row,
+    finish_f32: finish_floats,
+    exponentials: scaled_exponentials,
+    activate: activate_row,
+    depthwise_i8: depthwise_row,
+    ..ROWS
+};
 
 /// Rows multiplied at once: enough sums in flight to hide the latency of `vpdpbusd`, few enough to stay in registers.
 const BLOCK: usize = 12;
@@ -173,6 +179,133 @@ unsafe fn finish_floats(sums: &mut TileF32, bias: &[f32; NR], activation: Activa
                 y = _mm512_add_ps(y, _mm512_loadu_ps(target.residual.add(at)));
             }
             _mm512_storeu_ps(target.out.add(at), y);
+        }
+    }
+}
+
+/// As [`rows::quantize`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
+fn quantize_row(x: &[f32], inverse: f32, zero: f32, flip: u8, out: &mut [u8]) {
+    let (inverse, zero) = (_mm512_set1_ps(inverse), _mm512_set1_epi32(zero as i32));
+    let flip = _mm512_set1_epi8(flip.cast_signed());
+    // Far above what a byte holds; what is no number stays so, becomes the smallest integer, then 0.
+    let most = _mm512_set1_ps(1024.);
+    let steps = |x: __m512| {
+        let q = _mm512_min_ps(most, _mm512_mul_ps(x, inverse));
+        _mm512_add_epi32(_mm512_cvtps_epi32(q), zero)
+    };
+    let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    let n = x.len().min(out.len());
+    let (x, out) = (x[..n].as_chunks::<{ 4 * NR }>(), out[..n].as_chunks_mut::<{ 4 * NR }>());
+    for (x, out) in x.0.iter().zip(out.0) {
+        // SAFETY: four vectors of floats, one of bytes.
+        unsafe {
+            let [a, b, c, d] = std::array::from_fn(|i| steps(_mm512_loadu_ps(x.as_ptr().add(i * NR))));
+            let bytes = _mm512_packus_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
+            let bytes = _mm512_permutexvar_epi32(order, bytes);
+            _mm512_storeu_si512(out.as_mut_ptr().cast(), _mm512_xor_si512(bytes, flip));
+        }
+    }
+    for (x, out) in x.1.chunks(NR).zip(out.1.chunks_mut(NR)) {
+        let wanted = (1u32 << x.len()).wrapping_sub(1) as __mmask16;
+        // SAFETY: the mask keeps to what is there.
+        unsafe {
+            let q = steps(_mm512_maskz_loadu_ps(wanted, x.as_ptr()));
+            let bytes = _mm512_cvtusepi32_epi8(_mm512_max_epi32(q, _mm512_setzero_si512()));
+            let bytes = _mm_xor_si128(bytes, _mm512_castsi512_si128(flip));
+            _mm_mask_storeu_epi8(out.as_mut_ptr().cast(), wanted, bytes);
+        }
+    }
+}
+
+/// As [`rows::depthwise_i8`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
+fn depthwise_row(row: &DepthwiseRow<u8, i8>, finish: &ChannelScale, out: &mut [f32]) {
+    let c = row.geometry.input[2];
+    if c < NR {
+        return rows::depthwise_i8::<true>(row, finish, out);
+    }
+    row.check(out.len() / c);
+    assert!(finish.offset.len() == c && finish.factor.len() == c && finish.bias.len() == c);
+    // SAFETY: checked.
+    unsafe {
+        match finish.activation {
+            Activation::None => depthwise_channels(row, finish, out, |x| x),
+            Activation::Silu => depthwise_channels(row, finish, out, |x| silu(x)),
+            Activation::Relu => depthwise_channels(row, finish, out, |x| _mm512_max_ps(x, _mm512_setzero_ps())),
+            other => {
+                depthwise_channels(row, finish, out, |x| x);
+                rows::activate_integers::<true>(other, out);
+            }
+        }
+    }
+}
+
+/// Every output of a row, 64 channels at a time, then 16, the last of them overlapping those before.
+///
+/// # Safety
+/// As of [`depthwise_vectors`], for every output.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
+unsafe fn depthwise_channels(
+    row: &DepthwiseRow<u8, i8>,
+    finish: &ChannelScale,
+    out: &mut [f32],
+    activate: impl Fn(__m512) -> __m512 + Copy,
+) {
+    let c = row.geometry.input[2];
+    for (x, out) in out.chunks_exact_mut(c).enumerate() {
+        let mut channel = 0;
+        // SAFETY: the caller's contract; there are at least NR channels.
+        unsafe {
+            while channel + 4 * NR <= c {
+                depthwise_vectors::<4>(row, finish, x, channel, out, activate);
+                channel += 4 * NR;
+            }
+            while channel < c {
+                depthwise_vectors::<1>(row, finish, x, channel.min(c - NR), out, activate);
+                channel += NR;
+            }
+        }
+    }
+}
+
+/// `16 · V` channels of output `x` from `channel` on.
+///
+/// # Safety
+/// [`DepthwiseRow::check`] must have passed for more outputs than `x`, and there must be so many channels.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
+unsafe fn depthwise_vectors<const V: usize>(
+    row: &DepthwiseRow<u8, i8>,
+    finish: &ChannelScale,
+    x: usize,
+    channel: usize,
+    out: &mut [f32],
+    activate: impl Fn(__m512) -> __m512,
+) {
+    let c = row.geometry.input[2];
+    let first = x * row.geometry.stride[1] * c + channel;
+    let mut acc = [_mm512_setzero_si512(); V];
+    // SAFETY: the caller's contract.
+    unsafe {
+        for (tap, offset) in row.offsets.iter().enumerate() {
+            let values = row.canvas.as_ptr().add(first + offset);
+            let weights = row.taps.as_ptr().add(tap * c + channel);
+            for (v, acc) in acc.iter_mut().enumerate() {
+                // Both fit the lower half of a lane, the upper half of the activation is 0.
+                let value = _mm512_cvtepu8_epi32(_mm_loadu_si128(values.add(v * NR).cast()));
+                let weight = _mm512_cvtepi8_epi32(_mm_loadu_si128(weights.add(v * NR).cast()));
+                *acc = _mm512_dpwssd_epi32(*acc, value, weight);
+            }
+        }
+        for (v, acc) in acc.into_iter().enumerate() {
+            let at = channel + v * NR;
+            let exact = _mm512_add_epi32(acc, _mm512_loadu_si512(finish.offset.as_ptr().add(at).cast()));
+            let factor = _mm512_loadu_ps(finish.factor.as_ptr().add(at));
+            let bias = _mm512_loadu_ps(finish.bias.as_ptr().add(at));
+            let y = activate(_mm512_fmadd_ps(_mm512_cvtepi32_ps(exact), factor, bias));
+            _mm512_storeu_ps(out.as_mut_ptr().add(at), y);
         }
     }
 }

@@ -6,13 +6,14 @@
 use super::constant::{Constant, constant, quantized};
 use super::linear::is_residual;
 use super::movement::{TO_FIRST, TO_LAST};
-use super::{Fused, Lowered, Rewrites};
+use super::{Fused, Lowered, Rewrites, fused_index};
 use crate::error::Result;
-use crate::kernels::conv::{Conv, Depthwise, Filter, Geometry, Taps};
+use crate::kernels::conv::{Conv, Filter, Geometry};
+use crate::kernels::depthwise::{Bottleneck, Depthwise, Taps};
 use crate::kernels::linear::{InputQuant, Linear, Weights, bias_panels};
 use crate::kernels::{Activation, F32Weights, I8Weights, Kernels};
 use crate::model::check::EXACT_INPUTS;
-use crate::onnx::{DType, Graph, NodeProto, attr};
+use crate::onnx::{DType, Graph, NodeProto, Uses, attr};
 
 pub fn run(l: &mut Lowered, kernels: &Kernels, per_token: bool) -> Result<()> {
     let uses = l.uses();
@@ -88,6 +89,62 @@ pub fn run(l: &mut Lowered, kernels: &Kernels, per_token: bool) -> Result<()> {
     }
     l.apply(r);
     Ok(())
+}
+
+/// Joins a depthwise convolution with the pointwise layers before and after it, where nothing else uses what lies between.
+pub fn join_bottlenecks(l: &mut Lowered) {
+    let uses = l.uses();
+    let mut r = Rewrites::default();
+    for first in 0..l.graph.nodes.len() {
+        let Some((nodes, note)) = bottleneck(l, &uses, first).filter(|(nodes, _)| nodes.iter().all(|&n| r.is_free(n)))
+        else {
+            continue;
+        };
+        let [expand, depthwise, project] = nodes;
+        let node = &l.graph.nodes[project];
+        let output = node.output[0].clone();
+        let inputs: Vec<String> = l.graph.nodes[expand].input.iter().chain(node.input.get(1)).cloned().collect();
+        let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
+        let index = |n: usize| fused_index(&l.graph.nodes[n]).expect("an operator of ours");
+        let [expand, depthwise, project] = [index(expand), index(depthwise), index(project)];
+        let (expand, project) = (l.take_linear(expand), l.take_linear(project));
+        let Fused::Conv(conv) = l.take(depthwise) else { unreachable!("a convolution") };
+        let Conv { geometry, filter: Filter::Depthwise(depthwise) } = *conv else { unreachable!("depthwise") };
+        if let Some(note) = note {
+            l.notes.insert(output.clone(), note);
+        }
+        let joined = Fused::Bottleneck(Box::new(Bottleneck { expand, geometry, depthwise, project }));
+        let new = l.node(joined, &inputs, &output);
+        r.replace(&nodes, new);
+    }
+    l.apply(r);
+}
+
+/// The nodes of a bottleneck whose expansion is node `first`, and what there is to say about its convolution.
+fn bottleneck(l: &Lowered, uses: &Uses, first: usize) -> Option<([usize; 3], Option<String>)> {
+    let node = |i: usize| &l.graph.nodes[i];
+    let linear = |i: usize| match l.fused_of(node(i)) {
+        Some(Fused::Linear(l)) if !l.reads_whole() => Some(l),
+        _ => None,
+    };
+    let expand = linear(first).filter(|_| node(first).input.len() == 1)?;
+    let second = uses.only_consumer(&node(first).output[0])?;
+    let Some(Fused::Conv(conv)) = l.fused_of(node(second)) else { return None };
+    let Filter::Depthwise(depthwise) = &conv.filter else { return None };
+    let third = uses.only_consumer(&node(second).output[0])?;
+    let project = linear(third).filter(|_| node(third).input.get(1) != node(second).output.first())?;
+    let is_integer = |l: &Linear| matches!(l.weights, Weights::I8(..));
+    if !depthwise.is_static() || is_integer(expand) != is_integer(project) {
+        return None;
+    }
+    let mut notes: Vec<&str> = [first, second, third]
+        .into_iter()
+        .filter_map(|i| l.notes.get(&node(i).output[0]).map(String::as_str))
+        .collect();
+    if conv.is_integer() != is_integer(expand) && notes.is_empty() {
+        notes.push(if conv.is_integer() { "its convolution alone in integers" } else { "its convolution in float" });
+    }
+    Some(([first, second, third], (!notes.is_empty()).then(|| notes.join("; "))))
 }
 
 /// A convolution that vedge runs.

@@ -259,8 +259,8 @@ pub fn join_pairs(l: &mut Lowered) {
 
 impl Lowered {
     /// Moves a linear layer out of the operators; nothing may refer to it afterwards.
-    fn take_linear(&mut self, index: usize) -> Linear {
-        match std::mem::replace(&mut self.fused[index], Fused::Activation(Activation::None)) {
+    pub(super) fn take_linear(&mut self, index: usize) -> Linear {
+        match self.take(index) {
             Fused::Linear(l) => *l,
             other => unreachable!("operator {index} is {}", other.class()),
         }

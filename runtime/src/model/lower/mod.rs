@@ -14,7 +14,7 @@ mod view;
 
 use super::ops::Fused;
 use crate::error::Result;
-use crate::kernels::Kernels;
+use crate::kernels::{Activation, Kernels};
 use crate::onnx::{DType, Graph, NodeProto, Uses, attr, value_info};
 use std::collections::{HashMap, HashSet};
 
@@ -40,6 +40,7 @@ pub fn lower(graph: Graph, kernels: &Kernels, per_token: bool) -> Result<Lowered
     conv::run(&mut l, kernels, per_token)?;
     requantize::run(&mut l);
     movement::run(&mut l);
+    conv::join_bottlenecks(&mut l);
     linear::absorb_norms(&mut l);
     linear::join_pairs(&mut l);
     attention::choose_integers(&mut l, kernels);
@@ -79,6 +80,11 @@ impl Lowered {
         self.fused.push(fused);
         let index = attr::int("fused", self.fused.len() as i64 - 1);
         NodeProto { domain: Some(DOMAIN.into()), ..NodeProto::of("Fused", inputs, &[output], vec![index]) }
+    }
+
+    /// Moves an operator out; nothing may refer to it afterwards.
+    fn take(&mut self, index: usize) -> Fused {
+        std::mem::replace(&mut self.fused[index], Fused::Activation(Activation::None))
     }
 
     fn uses(&self) -> Uses {
