@@ -293,7 +293,8 @@ pub fn row_quant(low: f32, high: f32) -> (f32, f32, f32) {
         return (1., 1., 0.);
     }
     let scale = width / 255.;
-    (scale, 255. / width, (-low / scale).round())
+    // Half up, for a number that is not negative.
+    (scale, 255. / width, (-low / scale + 0.5) as u8 as f32)
 }
 
 /// Quantizes rows `[m][k]` into bytes and, where the weights want it, 16-bit values; `m` is rounded up to the tile.

@@ -44,7 +44,8 @@ pub type TileF32 = [[f32; NR]; MR_F32];
 pub type TileFnF32 = unsafe fn(rows: &[*const f32; MR_F32], k: usize, b: *const f32, sums: *mut f32, stride: usize);
 
 /// See [`Kernels::tile_i16`].
-pub type TileFnI16 = unsafe fn(rows: &[*const i16; MR_F32], pairs: usize, b: *const i16, sums: *mut f32, stride: usize);
+pub type TileFnI16 =
+    unsafe fn(rows: &[*const i16; MR_F32], pairs: usize, b: *const i16, panels: usize, sums: *mut f32, stride: usize);
 
 /// How an integer kernel wants its weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,8 +94,9 @@ pub struct Kernels {
     /// The CPU must have the instruction set; each row must hold `k` floats, `b` must hold `k * NR`, and [`NR`] floats
     /// must be writable at each of [`MR_F32`] rows of `sums`.
     pub tile_f32: TileFnF32,
-    /// 16-bit tile, where that is faster than the float one: as [`Kernels::tile_f32`] with `2 * pairs` values a row and
-    /// `b` `[pairs][NR][2]`; sums are exact while they fit i32, then converted.
+    /// 16-bit tiles, where that is faster than the float one: as [`Kernels::tile_f32`] with `2 * pairs` values a row and
+    /// `b` `[panels][pairs][NR][2]`; the sums of each panel stand beside those of the one before it. They are exact while
+    /// they fit i32, then converted.
     ///
     /// # Safety
     /// As of the float tile.

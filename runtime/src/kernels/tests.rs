@@ -201,7 +201,7 @@ fn sixteen_bit_tiles_are_exact() {
             let mut sums = [[0.; NR]; MR_F32];
             let rows = std::array::from_fn(|m| x[m * 2 * pairs..].as_ptr());
             // SAFETY: `available` returned the kernel; rows hold 2·pairs values, the panel pairs·NR pairs.
-            unsafe { tile(&rows, pairs, w.as_ptr(), sums.as_flattened_mut().as_mut_ptr(), NR) };
+            unsafe { tile(&rows, pairs, w.as_ptr(), 1, sums.as_flattened_mut().as_mut_ptr(), NR) };
             for (m, sums) in sums.iter().enumerate() {
                 for (n, &got) in sums.iter().enumerate() {
                     let product =

@@ -42,7 +42,7 @@ pub fn run(head: &Head, out: &Output, s: &mut Scratch, scores: &mut [f32]) -> bo
     for m in (0..nq).step_by(MR_F32) {
         // Past the end, the last row again.
         let q = std::array::from_fn(|i| s.queries[(m + i).min(nq - 1) * 2 * pairs..].as_ptr());
-        multiply(tile_i16, &q, pairs, &s.keys, |p| (scores[p * NR..].as_mut_ptr(), padded));
+        multiply(tile_i16, &q, pairs, &s.keys, scores, padded);
         let mut factors = head.exponentials(m, a.scale * q_step * k_step, scores);
         for ((p, scores), factor) in
             s.probabilities.chunks_exact_mut(padded).zip(scores.chunks_exact(padded)).zip(&mut factors)
@@ -58,27 +58,27 @@ pub fn run(head: &Head, out: &Output, s: &mut Scratch, scores: &mut [f32]) -> bo
         let steps = nk.div_ceil(2);
         for (c, panel) in s.values.chunks_exact(steps).enumerate() {
             let mut tile = [[0.; NR]; MR_F32];
-            multiply(tile_i16, &p, steps, panel, |_| (tile.as_flattened_mut().as_mut_ptr(), NR));
+            multiply(tile_i16, &p, steps, panel, tile.as_flattened_mut(), NR);
             head.write(out, m, c * NR, &tile, &factors);
         }
     }
     true
 }
 
-/// Multiplies rows with each panel of `pairs` steps; `place` says where the sums of a panel go, and their stride.
+/// Multiplies rows with each panel of `pairs` steps into rows of sums, `stride` floats apart.
 fn multiply(
     tile: TileFnI16,
     rows: &[*const i16; MR_F32],
     pairs: usize,
     panels: &[[[i16; 2]; NR]],
-    mut place: impl FnMut(usize) -> (*mut f32, usize),
+    sums: &mut [f32],
+    stride: usize,
 ) {
-    for (p, panel) in panels.chunks_exact(pairs).enumerate() {
-        let (sums, stride) = place(p);
-        // SAFETY: the tile came from `available`; rows hold 2·pairs values, the panel pairs·NR pairs; the caller's
-        // sums have room for a tile.
-        unsafe { tile(rows, pairs, panel.as_ptr().cast(), sums, stride) };
-    }
+    let count = panels.len() / pairs;
+    assert!(sums.len() >= MR_F32 * stride && stride >= count * NR);
+    // SAFETY: the tile came from `available`; rows hold 2·pairs values, the panels count·pairs·NR pairs; there is room for
+    // the sums.
+    unsafe { tile(rows, pairs, panels.as_ptr().cast(), count, sums.as_mut_ptr(), stride) };
 }
 
 /// Rounds a head's `[n][width]` values to multiples of a step, at most `largest` of them; rows are padded with a zero to
@@ -131,8 +131,14 @@ fn pack_values(rows: &[i16], n: usize, width: usize, into: &mut Vec<[[i16; 2]; N
         let columns = NR.min(width - p * NR);
         for (step, pair) in panel.iter_mut().zip(rows.chunks(2 * stride)) {
             let (even, odd) = pair.split_at(stride);
-            for (c, value) in step[..columns].iter_mut().enumerate() {
-                *value = [even[p * NR + c], odd.get(p * NR + c).copied().unwrap_or(0)];
+            let (even, odd) = (&even[p * NR..][..columns], odd.get(p * NR..).unwrap_or(&[]));
+            // Sizes known to the compiler, so that it vectorizes.
+            if let (Some(even), Some(odd)) = (even.first_chunk::<NR>(), odd.first_chunk::<NR>()) {
+                *step = std::array::from_fn(|c| [even[c], odd[c]]);
+                continue;
+            }
+            for (c, (value, even)) in step.iter_mut().zip(even).enumerate() {
+                *value = [*even, odd.get(c).copied().unwrap_or(0)];
             }
         }
     }

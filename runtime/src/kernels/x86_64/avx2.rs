@@ -190,7 +190,25 @@ unsafe fn tile_f32(rows: &[*const f32; MR_F32], k: usize, b: *const f32, sums: *
 /// # Safety
 /// See [`Kernels::tile_i16`].
 #[target_feature(enable = "avx2,fma")]
-unsafe fn tile_i16(rows: &[*const i16; MR_F32], pairs: usize, b: *const i16, sums: *mut f32, stride: usize) {
+unsafe fn tile_i16(
+    rows: &[*const i16; MR_F32],
+    pairs: usize,
+    b: *const i16,
+    panels: usize,
+    sums: *mut f32,
+    stride: usize,
+) {
+    for p in 0..panels {
+        // SAFETY: the caller's contract.
+        unsafe { panel_i16(rows, pairs, b.add(p * pairs * NR * 2), sums.add(p * NR), stride) };
+    }
+}
+
+/// # Safety
+/// As of [`tile_i16`] with one panel.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn panel_i16(rows: &[*const i16; MR_F32], pairs: usize, b: *const i16, sums: *mut f32, stride: usize) {
     let mut acc = [[_mm256_setzero_si256(); 2]; MR_F32];
     for i in 0..pairs {
         // SAFETY: `b` holds pairs·NR pairs and each row `pairs`, by contract.
