@@ -1,6 +1,7 @@
 //! Latency and memory of a model on this machine.
 
 use crate::error::Result;
+use crate::kernels::{self, peak};
 use crate::machine::Machine;
 use crate::model::card::SelfTest;
 use crate::session::{How, Options, Session};
@@ -37,8 +38,9 @@ pub struct Report {
     pub plan: std::collections::BTreeMap<String, usize>,
     /// What the times depend on beside the model.
     pub conditions: Conditions,
-    /// Where the time goes, where that was asked for: slowest class first, then what runs in plain tract.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    /// What linear layers reach, pairs of them included; absent where there are none.
+    pub linear: Option<Share>,
+    /// Where the time goes: slowest class first, then what runs in plain tract.
     pub profile: Vec<ClassTime>,
 }
 
@@ -64,6 +66,32 @@ pub struct ClassTime {
     pub ms: f64,
     /// Billions of operations a second, two for each multiply-accumulate; 0 where nothing is multiplied.
     pub gops: f64,
+}
+
+/// Speed of linear layers beside what this CPU can do.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Share {
+    /// Whether most of them multiply integers.
+    pub integer: bool,
+    /// Billions of operations a second, all that surrounds the products included.
+    pub gops: f64,
+    /// What the kernel reaches on operands in the first-level cache, times the threads: measured, see [`peak`].
+    pub peak_gops: f64,
+}
+
+/// The linear layers' share of the peak.
+fn linear(session: &Session, profile: &[ClassTime]) -> Result<Option<Share>> {
+    let layers = || profile.iter().filter(|c| ["linear", "mlp"].contains(&c.class.as_str()));
+    let ms: f64 = layers().map(|c| c.ms).sum();
+    if ms <= 0.0 {
+        return Ok(None);
+    }
+    let gops = layers().map(|c| c.gops * c.ms).sum::<f64>() / ms;
+    let plan = || session.plan().iter().filter(|l| ["linear", "mlp"].contains(&l.class.as_str()));
+    let integer = 2 * plan().filter(|l| l.how == How::Integer).count() > plan().count();
+    let kernels = kernels::detect()?;
+    let one = if integer { peak::int8(kernels) } else { peak::float(kernels) };
+    Ok(Some(Share { integer, gops, peak_gops: one * session.threads() as f64 }))
 }
 
 /// Averages a profile over `runs` runs that took `total_ms` each.
@@ -109,6 +137,8 @@ pub fn bench(path: &Path, options: &Options, warmup: usize, runs: usize) -> Resu
     }
     let mean = times.iter().sum::<f64>() / times.len() as f64;
     times.sort_by(f64::total_cmp);
+    let peak_memory_mib = peak_memory();
+    let profile = profile(&session, times.len(), mean);
     Ok(Report {
         model: path.display().to_string(),
         threads: session.threads(),
@@ -119,11 +149,12 @@ pub fn bench(path: &Path, options: &Options, warmup: usize, runs: usize) -> Resu
         min_ms: times[0],
         load_ms: milliseconds(load),
         first_result_ms: milliseconds(first),
-        peak_memory_mib: peak_memory(),
+        peak_memory_mib,
         kernels: session.kernel().into(),
         plan: counts(&session),
         conditions: Conditions { cpus: allowed_cpus(), before, after: Machine::read(Path::new("/")) },
-        profile: profile(&session, times.len(), mean),
+        linear: linear(&session, &profile)?,
+        profile,
     })
 }
 

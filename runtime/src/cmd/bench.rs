@@ -38,7 +38,7 @@ pub struct Arguments {
 
 /// Measures and prints.
 pub fn run(a: &Arguments) -> Result<ExitCode> {
-    let options = Options { threads: super::threads(a.threads), fuse: !a.plain, profile: a.profile };
+    let options = Options { threads: super::threads(a.threads), fuse: !a.plain, profile: true };
     if let Some(celsius) = a.cool_down {
         let seconds = machine::cool_down(Path::new("/"), celsius, Duration::from_secs(600))?;
         eprintln!("cooled down to {celsius} °C in {seconds} s");
@@ -58,6 +58,7 @@ pub fn run(a: &Arguments) -> Result<ExitCode> {
          threads          {}\n\
          kernels          {}\n\
          operators        {}\n\
+         linear layers    {}\n\
          median           {:.2} ms ({} runs)\n\
          p90              {:.2} ms\n\
          p99              {:.2} ms\n\
@@ -72,6 +73,7 @@ pub fn run(a: &Arguments) -> Result<ExitCode> {
         r.threads,
         r.kernels,
         plan.join(", "),
+        linear(r.linear.as_ref()),
         r.median_ms,
         r.runs,
         r.p90_ms,
@@ -93,6 +95,16 @@ pub fn run(a: &Arguments) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What linear layers reach, beside the peak.
+fn linear(share: Option<&bench::Share>) -> String {
+    let Some(s) = share else { return "none".into() };
+    let (kind, percent) = (if s.integer { "INT8" } else { "float" }, 100.0 * s.gops / s.peak_gops);
+    format!(
+        "{:.0} GOP/s, {percent:.0} % of this CPU's {kind} peak of {:.0} (measured, operands in L1)",
+        s.gops, s.peak_gops
+    )
 }
 
 /// Governor, clock, temperature and throttling in a line.

@@ -14,6 +14,7 @@ mod generic;
 pub mod linear;
 mod math;
 mod pack;
+pub mod peak;
 pub mod requantize;
 mod rows;
 #[cfg(test)]
