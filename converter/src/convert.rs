@@ -2,8 +2,8 @@
 
 use crate::arch::{self, Architecture};
 use crate::passes::{self, PassReport, Prepare};
-use crate::quantize::{self, Candidate, Evidence, Layer, Preset, Probes, Quantized, Skipped, Target, Wish};
-use crate::{check, preset, progress, prune};
+use crate::quantize::{self, Candidate, Effect, Evidence, Layer, Preset, Probes, Quantized, Skipped, Target, Wish};
+use crate::{check, preset, progress, prune, report};
 use ndarray::ArrayD;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
@@ -78,6 +78,8 @@ pub struct Settings {
     pub std: Option<[f32; 3]>,
     /// Labels; `None` takes the source's card's, else the calibration folders' names.
     pub labels: Option<Vec<String>>,
+    /// Whether to measure the effect of each layer alone, for the report.
+    pub explain: bool,
     /// How the float model and the candidates are run.
     pub options: Options,
 }
@@ -102,6 +104,35 @@ pub struct Converted {
     pub candidates: Vec<Candidate>,
     /// What the user should know.
     pub warnings: Vec<String>,
+    /// The source as prepared, in float, before heads and neurons left it.
+    pub source: Graph,
+    /// The float model that was quantized.
+    pub ground: Graph,
+    /// Effect of each layer alone, where that was asked for.
+    pub alone: Vec<(String, Effect)>,
+    /// Index of the output that is read.
+    pub output: usize,
+    /// The calibration pictures, in the order used.
+    pub items: Vec<Item>,
+}
+
+impl Converted {
+    /// What a report is made of; sizes of the source file and of the written one in bytes.
+    pub fn subject(&self, bytes: [u64; 2]) -> report::Subject<'_> {
+        report::Subject {
+            source: &self.source,
+            ground: &self.ground,
+            model: &self.graph,
+            card: &self.card,
+            layers: &self.layers,
+            alone: &self.alone,
+            skipped: &self.skipped,
+            candidates: &self.candidates,
+            warnings: &self.warnings,
+            bytes,
+            output: self.output,
+        }
+    }
 }
 
 /// At most so many calibration pictures judge the candidates, a quarter of those given.
@@ -174,6 +205,7 @@ pub fn convert(source: &Path, settings: &Settings) -> Result<Converted> {
     let mut notes: Vec<String> =
         passes.iter().filter(|p| p.changes > 0).map(|p| format!("{}: {}", p.pass, p.line)).collect();
     let mut pruned = prune::Pruned::default();
+    let float = graph.clone();
     let mut calibration = None;
     if settings.prune != prune::Request::default() {
         let items = pictures.as_ref().map_or(&[][..], |(_, items)| items);
@@ -203,7 +235,8 @@ pub fn convert(source: &Path, settings: &Settings) -> Result<Converted> {
         accuracy: None,
         self_test: None,
     };
-    let (mut layers, mut skipped, mut candidates) = (vec![], vec![], vec![]);
+    let (mut layers, mut skipped, mut candidates, mut alone) = (vec![], vec![], vec![], vec![]);
+    let mut ground = graph.clone();
     match settings.precision {
         Precision::Fp32 => {}
         Precision::Fp16 => {
@@ -219,6 +252,7 @@ pub fn convert(source: &Path, settings: &Settings) -> Result<Converted> {
             let done = int8(&graph, items, &mut card, output_index, settings)?;
             card.provenance.passes.push(note(&done));
             (graph, layers, skipped, candidates) = (done.graph, done.layers, done.skipped, done.candidates);
+            (ground, alone) = (done.ground, done.alone);
         }
     }
     // The self-test is an answer of the file as it will be, so the card goes in first without it.
@@ -227,7 +261,22 @@ pub fn convert(source: &Path, settings: &Settings) -> Result<Converted> {
     card.embed(&mut graph);
     check::check(&graph)?;
     let pruned = pruned.lines;
-    Ok(Converted { graph, card, architecture, passes, pruned, layers, skipped, candidates, warnings })
+    Ok(Converted {
+        graph,
+        card,
+        architecture,
+        passes,
+        pruned,
+        layers,
+        skipped,
+        candidates,
+        warnings,
+        source: float,
+        ground,
+        alone,
+        output: output_index,
+        items: pictures.map(|(_, items)| items).unwrap_or_default(),
+    })
 }
 
 fn refuse_converted(old: Option<&Card>, source: &Path) -> Result<()> {
@@ -456,7 +505,7 @@ fn log(line: &str) {
 
 impl Settings {
     fn wish(&self) -> Wish {
-        Wish { preset: self.preset, calibrator: self.calibrator, target: self.target }
+        Wish { preset: self.preset, calibrator: self.calibrator, target: self.target, explain: self.explain }
     }
 }
 

@@ -85,8 +85,13 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// What is done, in words.
+    /// What is done, in words, and how near that is.
     pub fn describe(&self) -> String {
+        format!("{} ({:.1} dB)", self.what(), self.effect.sqnr)
+    }
+
+    /// What is done, in words.
+    pub fn what(&self) -> String {
         let how = match self.calibrator {
             Some(c) => format!("static activations by {}", c.name()),
             None => "activations row by row at run time".into(),
@@ -103,7 +108,7 @@ impl Candidate {
             0 => String::new(),
             n => format!(", {} in float16", counted(n, "small layer")),
         };
-        format!("{how}{smoothed}{rounding}{spared} ({:.1} dB)", self.effect.sqnr)
+        format!("{how}{smoothed}{rounding}{spared}")
     }
 }
 
@@ -133,6 +138,10 @@ pub struct Quantized {
     pub candidates: Vec<Candidate>,
     /// The effect of what was done in the end.
     pub effect: Option<Effect>,
+    /// The float model that was quantized: the source, or the same with channels evened out.
+    pub ground: Graph,
+    /// Layers with the effect of quantizing nothing else, where that was asked for or needed; the worst first.
+    pub alone: Vec<(String, Effect)>,
 }
 
 /// What is asked of quantization.
@@ -144,6 +153,8 @@ pub struct Wish {
     pub calibrator: Option<Calibrator>,
     /// What the model must keep.
     pub target: Target,
+    /// Whether to measure the effect of each layer alone.
+    pub explain: bool,
 }
 
 /// What the pictures told: ranges of activations, and probes to judge candidates by.
@@ -169,15 +180,16 @@ pub fn quantize(
     card: &Card,
     options: &Options,
 ) -> Result<Quantized> {
-    let Wish { preset, calibrator, target } = wish;
+    let Wish { preset, calibrator, target, explain } = wish;
     let (mut layers, mut skipped) = layers::find(graph);
     let Some(evidence) = evidence else {
         if *preset != Preset::Cpu {
             return Err(no_pictures());
         }
-        let graph = write(graph, &layers, &Recipe::default())?;
         return Ok(Quantized {
-            graph,
+            graph: write(graph, &layers, &Recipe::default())?,
+            ground: graph.clone(),
+            alone: vec![],
             activations: Activations::PerToken,
             layers,
             skipped,
@@ -200,7 +212,10 @@ pub fn quantize(
     let candidates: Vec<Candidate> = tried.iter().map(|a| a.candidate.clone()).collect();
     let chosen = tried.swap_remove(0);
     let (activations, mut effect) = (chosen.candidate.activations, chosen.candidate.effect);
-    let mixed = search.mix(&chosen, target)?;
+    let met = target.met(&effect, evidence.probes.float_top1());
+    let alone = if *explain || !met { search.sensitivity(&chosen)? } else { vec![] };
+    let mixed = if met { None } else { Some(search.mix(&chosen, target, &alone)?) };
+    let alone = alone.into_iter().map(|(l, e)| (chosen.layers[l].name.clone(), e)).collect();
     let reason = "float16 weights: little work, but much of the noise".to_string();
     skipped.extend(chosen.spared.iter().map(|l| Skipped { name: layers[*l].name.clone(), reason: reason.clone() }));
     let (mut graph, mut float) = (chosen.graph, chosen.spared);
@@ -210,7 +225,7 @@ pub fn quantize(
     }
     let mut i = 0..;
     layers.retain(|_| i.next().is_some_and(|i| !float.contains(&i)));
-    Ok(Quantized { graph, activations, layers, skipped, candidates, effect: Some(effect) })
+    Ok(Quantized { graph, activations, layers, skipped, candidates, effect: Some(effect), ground: chosen.float, alone })
 }
 
 /// Best first; on a tie the first tried, which does less, stays first. A portable one that is hardly worse comes before all.
