@@ -137,6 +137,8 @@ impl Converted {
 
 /// At most so many calibration pictures judge the candidates, a quarter of those given.
 const PROBES: usize = 32;
+/// So many of the calibration pictures correct biases.
+const CORRECTING: usize = 16;
 /// Bytes that moments of layer inputs may take; layers beyond that are rounded without them.
 const MOMENTS: usize = 768 << 20;
 /// Fewer judges than this are not held out: all pictures calibrate and judge.
@@ -488,7 +490,13 @@ fn observe(graph: &Graph, items: &[Item], card: &Card, output: usize, settings: 
     bar.finish_and_clear();
     let classes = probes.iter().map(|i| i.class).collect();
     let probabilities = card.output.kind == "probabilities";
-    Ok(Evidence { statistics, probes: Probes { inputs, reference, classes, output, probabilities, held_out } })
+    let pictures = observed.iter().take(CORRECTING).map(|i| load_picture(&i.path, &card.preprocess));
+    let pictures = pictures.collect::<Result<Vec<_>>>()?;
+    Ok(Evidence {
+        statistics: statistics.into(),
+        pictures,
+        probes: Probes { inputs, reference, classes, output, probabilities, held_out },
+    })
 }
 
 /// The cache of everything that statistics depend on: the float graph, what is observed, the pictures, how they are read.

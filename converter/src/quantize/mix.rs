@@ -5,7 +5,7 @@ use super::Candidate;
 use super::judge::Effect;
 use super::layers::{Layer, Skipped};
 use super::search::{Attempt, Search};
-use super::write::{self, write_f16_of};
+use super::write::{self, Recipe, write_f16_of};
 use crate::progress;
 use indicatif::ProgressBar;
 use std::collections::BTreeSet;
@@ -121,17 +121,36 @@ impl Search<'_> {
         let effect = self.probes.judge(&graph, self.options, bar, f64::NEG_INFINITY)?;
         let candidate = Candidate { spared: float.len(), effect, ..a.candidate.clone() };
         let (layers, recipe) = (a.layers.clone(), a.recipe.clone());
-        Ok(Attempt { candidate, graph, float: a.float.clone(), layers, recipe, spared: float })
+        Ok(Attempt {
+            candidate,
+            graph,
+            float: a.float.clone(),
+            layers,
+            recipe,
+            spared: float,
+            statistics: a.statistics.clone(),
+        })
     }
 
     /// The attempt with only some layers in integers, the other weights in float16.
+    ///
+    /// # Errors
+    /// Those of writing it.
     pub fn partly(&self, a: &Attempt, integer: impl Fn(usize) -> bool) -> Result<Graph> {
+        self.partly_with(a, &a.recipe, integer)
+    }
+
+    /// As [`Self::partly`], by another recipe.
+    ///
+    /// # Errors
+    /// Those of writing it.
+    pub fn partly_with(&self, a: &Attempt, recipe: &Recipe, integer: impl Fn(usize) -> bool) -> Result<Graph> {
         let (mut inside, mut outside) = (vec![], vec![]);
         for (i, l) in a.layers.iter().enumerate() {
             if integer(i) { inside.push(l.clone()) } else { outside.push(l) }
         }
         let mut graph = a.float.clone();
-        write::write_int8(&mut graph, &inside, &a.recipe)?;
+        write::write_int8(&mut graph, &inside, recipe)?;
         write_f16_of(&mut graph, |name| outside.iter().any(|l: &&Layer| l.weight == name))?;
         Card { activations: a.candidate.activations, ..self.card.clone() }.embed(&mut graph);
         Ok(graph)

@@ -5,6 +5,7 @@
 //! stays float: the residual stream, LayerNorm, GELU, softmax and both products of attention. What is done beyond that
 //! is chosen by its effect on the logits, on pictures that calibration did not see.
 
+mod bias;
 pub mod judge;
 pub mod layers;
 pub mod mix;
@@ -24,6 +25,8 @@ pub use judge::{Effect, Probes, Sqnr};
 use search::{Attempt, Ground, Search};
 use write::Recipe;
 
+use ndarray::ArrayD;
+use std::sync::Arc;
 use vedge_calibration::{Calibrator, Statistics};
 use vedge_runtime::error::counted;
 use vedge_runtime::model::card::Activations;
@@ -78,6 +81,16 @@ pub struct Candidate {
     pub rounding: Rounding,
     /// Values whose channels were evened out.
     pub smoothed: usize,
+    /// Values with a calibrated range.
+    pub ranges: usize,
+    /// Those of them that are int8 with zero point 0.
+    pub symmetric: usize,
+    /// Whether large weights were clipped by the squared error of the outputs.
+    pub clipped: bool,
+    /// Whether weights were fitted anew to the quantized inputs.
+    pub ridge: bool,
+    /// Whether biases of depthwise convolutions were corrected in the quantized model.
+    pub corrected: bool,
     /// Small layers left in float that would make much of the noise.
     pub spared: usize,
     /// The effect on the probes.
@@ -108,7 +121,18 @@ impl Candidate {
             0 => String::new(),
             n => format!(", {} in float16", counted(n, "small layer")),
         };
-        format!("{how}{smoothed}{rounding}{spared}")
+        let symmetric = match self.symmetric {
+            0 => String::new(),
+            n if n == self.ranges => ", symmetric".into(),
+            n => format!(", {n} of {} symmetric", self.ranges),
+        };
+        let extra = [
+            (self.clipped, ", large weights clipped"),
+            (self.ridge, ", weights fitted to noisy inputs"),
+            (self.corrected, ", biases of depthwise convolutions corrected"),
+        ];
+        let extra: String = extra.into_iter().filter(|(is, _)| *is).map(|(_, what)| what).collect();
+        format!("{how}{symmetric}{smoothed}{rounding}{extra}{spared}")
     }
 }
 
@@ -160,7 +184,9 @@ pub struct Wish {
 /// What the pictures told: ranges of activations, and probes to judge candidates by.
 pub struct Evidence {
     /// Ranges.
-    pub statistics: Statistics,
+    pub statistics: Arc<Statistics>,
+    /// Some of the pictures that were calibrated with, to correct biases.
+    pub pictures: Vec<ArrayD<f32>>,
     /// Judges.
     pub probes: Probes,
 }
@@ -209,8 +235,11 @@ pub fn quantize(
     }
     search.spare_best(&mut tried)?;
     rank(&mut tried);
-    let candidates: Vec<Candidate> = tried.iter().map(|a| a.candidate.clone()).collect();
-    let chosen = tried.swap_remove(0);
+    let mut candidates: Vec<Candidate> = tried.iter().skip(1).map(|a| a.candidate.clone()).collect();
+    let chosen = search.refine(tried.swap_remove(0), &evidence.pictures, &mut candidates)?;
+    drop(tried);
+    candidates.sort_by(|a, b| b.effect.sqnr.total_cmp(&a.effect.sqnr));
+    candidates.insert(0, chosen.candidate.clone());
     let (activations, mut effect) = (chosen.candidate.activations, chosen.candidate.effect);
     let met = target.met(&effect, evidence.probes.float_top1());
     let alone = if *explain || !met { search.sensitivity(&chosen)? } else { vec![] };
@@ -228,13 +257,15 @@ pub fn quantize(
     Ok(Quantized { graph, activations, layers, skipped, candidates, effect: Some(effect), ground: chosen.float, alone })
 }
 
-/// Best first; on a tie the first tried, which does less, stays first. A portable one that is hardly worse comes before all.
+/// Best first; on a tie the first tried, which does less, stays first. A portable one that is hardly worse comes before all, and
+/// of those one with symmetric ranges, which every engine takes.
 fn rank(tried: &mut [Attempt]) {
     let sqnr = |a: &Attempt| a.candidate.effect.sqnr;
     tried.sort_by(|a, b| sqnr(b).total_cmp(&sqnr(a)));
     let least = sqnr(&tried[0]) - MEANINGFUL_DB;
     let portable = |a: &Attempt| a.candidate.activations == Activations::Static && sqnr(a) >= least;
-    if let Some(at) = tried.iter().position(portable) {
+    let everywhere = |a: &Attempt| portable(a) && a.candidate.symmetric == a.candidate.ranges;
+    if let Some(at) = tried.iter().position(everywhere).or_else(|| tried.iter().position(portable)) {
         tried[..=at].rotate_right(1);
     }
 }
