@@ -4,7 +4,7 @@ use super::{parse_channels, parse_size, read_labels};
 use crate::convert::{Converted, Pictures, Precision, Settings, convert};
 use crate::prune::Request;
 use crate::quantize::{Preset, Target};
-use crate::report::{Report, gather, page};
+use crate::report::{RUNS, Report, gather, page, time};
 use anyhow::Result;
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
@@ -30,7 +30,7 @@ pub struct Args {
     /// At most so many calibration pictures, spread over the classes.
     #[arg(long, value_name = "N", default_value_t = 128)]
     calib_count: usize,
-    /// Element types of the layers.
+    /// Element types of the layers; auto says whether INT8 pays for the model, and takes float16 where it does not.
     #[arg(long, value_enum, default_value_t)]
     precision: Precision,
     /// Who will run an INT8 file.
@@ -112,7 +112,7 @@ fn default_threads() -> NonZeroUsize {
 pub fn run(a: &Args) -> Result<()> {
     refuse_overwriting_source(&a.model, &a.output)?;
     vedge_runtime::files::check_output(&a.output)?;
-    if a.precision != Precision::Int8 && a.preset != Preset::default() {
+    if !a.precision.tries_int8() && a.preset != Preset::default() {
         return Err(Error::Usage {
             what: "--preset has no meaning without --precision int8".into(),
             hint: "leave --preset out".into(),
@@ -162,7 +162,25 @@ pub fn run(a: &Args) -> Result<()> {
         return super::out::json(&json);
     }
     describe(a, &done, source, written as u64);
+    if done.verdict.is_some() {
+        eprintln!("{}", measured_here(&done)?);
+    }
     Ok(())
+}
+
+/// What this machine says to the verdict; it decides nothing, so that the same inputs give the same file.
+fn measured_here(done: &Converted) -> Result<String> {
+    let items = &done.items[..done.items.len().min(4)];
+    let [float, model] = time(&done.subject([0, 0]), items)?;
+    let ratio = float.min_ms / model.min_ms;
+    let surprise = match (done.card.precision == "int8", ratio < 1.05) {
+        (true, true) => ": here it is not faster, fp16 would keep more of the answers",
+        _ => "",
+    };
+    Ok(format!(
+        "measured here, one thread, fastest of {RUNS}: float {:.2} ms, {} {:.2} ms{surprise}",
+        float.min_ms, done.card.precision, model.min_ms
+    ))
 }
 
 /// Refuses what would fail after minutes of work.
@@ -269,6 +287,7 @@ fn report(a: &Args, c: &Converted, source: u64, written: u64) -> serde_json::Val
         "integer_layers": c.layers.iter().map(|l| &l.name).collect::<Vec<_>>(),
         "float_layers": c.skipped.iter().map(|s| serde_json::json!({"name": s.name, "reason": s.reason})).collect::<Vec<_>>(),
         "calibrators": c.candidates,
+        "verdict": c.verdict,
         "warnings": c.warnings,
         "card": c.card,
     })

@@ -10,6 +10,7 @@ pub mod judge;
 pub mod layers;
 pub mod mix;
 pub mod number;
+pub mod pays;
 pub mod round;
 mod search;
 pub mod smooth;
@@ -277,4 +278,4 @@ fn write(graph: &Graph, layers: &[Layer], recipe: &Recipe) -> Result<Graph> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -29,7 +29,7 @@ const SHOWN: usize = 10;
 /// Longest side of a picture shown, pixels, and its JPEG quality.
 const THUMBNAIL: (usize, u8) = (96, 80);
 /// Timed runs of each model.
-const RUNS: usize = 15;
+pub const RUNS: usize = 15;
 /// Bars of the score shifts.
 const SHIFT_BARS: usize = 41;
 
@@ -270,7 +270,15 @@ fn shift(points: &[f64]) -> Shift {
     }
 }
 
-/// Times both models in turns, with one thread.
+/// Times both models of a conversion on some pictures, in turns, with one thread.
+///
+/// # Errors
+/// Those of decoding pictures and running the models.
+pub fn time(s: &Subject<'_>, items: &[Item]) -> Result<[Cost; 2]> {
+    let pictures = items.iter().map(|i| load_picture(&i.path, &s.card.preprocess));
+    speed(s, &pictures.collect::<Result<Vec<_>>>()?)
+}
+
 fn speed(s: &Subject<'_>, pictures: &[ndarray::ArrayD<f32>]) -> Result<[Cost; 2]> {
     let mut sessions = vec![];
     for g in [s.source, s.model] {
