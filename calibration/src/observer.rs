@@ -150,6 +150,16 @@ impl Histogram {
         }
     }
 
+    /// Shares of the values in `parts` equal parts of [`Histogram::extremes`], to the resolution of a bin.
+    pub fn shares(&self, parts: usize) -> Vec<f64> {
+        let (first, last) = (self.bin(self.min), self.bin(self.max));
+        let mut shares = vec![0.0; parts];
+        for (i, n) in self.bins[first..=last].iter().enumerate() {
+            shares[i * parts / (last - first + 1)] += *n as f64 / self.count.max(1) as f64;
+        }
+        shares
+    }
+
     fn edge(&self, bin: usize) -> f32 {
         (bin as f32 - (BINS / 2) as f32) * (self.limit / (BINS / 2) as f32)
     }
@@ -282,6 +292,19 @@ mod tests {
         assert_eq!(of(&v).range(Calibrator::MinMax), (lowest, highest));
         assert_eq!(of(&[2.0, 5.0]).extremes(), (0.0, 5.0));
         assert_eq!(of(&[-2.0, -5.0]).extremes(), (-5.0, 0.0));
+    }
+
+    #[test]
+    fn shares_are_of_equal_parts_between_the_extremes() {
+        let h = of(&(0..1000).map(|i| if i < 900 { -0.9 } else { 0.9 }).collect::<Vec<f32>>());
+        let shares = h.shares(10);
+        assert!((shares[0] - 0.9).abs() < 1e-9 && (shares[9] - 0.1).abs() < 1e-9, "{shares:?}");
+        assert!((values_sum(&of(&values(5_000, 3.0)).shares(7)) - 1.0).abs() < 1e-9);
+        assert_eq!(Histogram::default().shares(3), [0.0; 3]);
+    }
+
+    fn values_sum(v: &[f64]) -> f64 {
+        v.iter().sum()
     }
 
     #[test]

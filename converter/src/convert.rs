@@ -2,8 +2,9 @@
 
 use crate::arch::{self, Architecture};
 use crate::passes::{self, PassReport, Prepare};
-use crate::quantize::{self, Candidate, Evidence, Layer, Preset, Probes, Quantized, Skipped, Target, Wish};
-use crate::{check, preset, progress, prune};
+use crate::quantize::pays;
+use crate::quantize::{self, Candidate, Effect, Evidence, Layer, Preset, Probes, Quantized, Skipped, Target, Wish};
+use crate::{check, preset, progress, prune, report};
 use ndarray::ArrayD;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,15 +30,23 @@ pub enum Precision {
     Fp16,
     /// As the source.
     Fp32,
+    /// INT8 where it pays: where it is faster by its counted work and keeps the answers on the judging pictures; else as `Fp16`.
+    Auto,
 }
 
 impl Precision {
-    /// Its name in the card.
+    /// Whether INT8 is made, if only to be judged.
+    pub fn tries_int8(self) -> bool {
+        matches!(self, Precision::Int8 | Precision::Auto)
+    }
+
+    /// Its name.
     pub fn name(self) -> &'static str {
         match self {
             Precision::Int8 => "int8",
             Precision::Fp16 => "fp16",
             Precision::Fp32 => "fp32",
+            Precision::Auto => "auto",
         }
     }
 }
@@ -78,6 +87,8 @@ pub struct Settings {
     pub std: Option<[f32; 3]>,
     /// Labels; `None` takes the source's card's, else the calibration folders' names.
     pub labels: Option<Vec<String>>,
+    /// Whether to measure the effect of each layer alone, for the report.
+    pub explain: bool,
     /// How the float model and the candidates are run.
     pub options: Options,
 }
@@ -102,10 +113,71 @@ pub struct Converted {
     pub candidates: Vec<Candidate>,
     /// What the user should know.
     pub warnings: Vec<String>,
+    /// The source as prepared, in float, before heads and neurons left it.
+    pub source: Graph,
+    /// The float model that was quantized.
+    pub ground: Graph,
+    /// Effect of each layer alone, where that was asked for.
+    pub alone: Vec<(String, Effect)>,
+    /// Index of the output that is read.
+    pub output: usize,
+    /// Whether INT8 pays, where that was asked for.
+    pub verdict: Option<Verdict>,
+    /// The calibration pictures, in the order used.
+    pub items: Vec<Item>,
+}
+
+impl Converted {
+    /// What a report is made of; sizes of the source file and of the written one in bytes.
+    pub fn subject(&self, bytes: [u64; 2]) -> report::Subject<'_> {
+        report::Subject {
+            source: &self.source,
+            ground: &self.ground,
+            model: &self.graph,
+            card: &self.card,
+            layers: &self.layers,
+            alone: &self.alone,
+            skipped: &self.skipped,
+            candidates: &self.candidates,
+            warnings: &self.warnings,
+            bytes,
+            output: self.output,
+        }
+    }
+}
+
+/// Whether INT8 pays for a model.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Verdict {
+    /// It does.
+    pub pays: bool,
+    /// Why, in words.
+    pub why: String,
+}
+
+impl Verdict {
+    fn of(graph: &Graph, done: &Quantized) -> Verdict {
+        let speed = pays::speedup(graph, &done.layers);
+        let db = done.effect.map_or(f64::INFINITY, |e| e.sqnr);
+        let numbers =
+            format!("{speed:.1} times as fast by counted work (estimated), logits {db:.1} dB on judging pictures");
+        let fast = speed >= pays::LEAST;
+        let right = db >= pays::LEAST_DB;
+        let why = match (fast, right) {
+            (true, true) => format!("INT8 pays: {numbers}"),
+            (false, _) => format!("INT8 does not pay, at least {:.1} times is asked for: {numbers}", pays::LEAST),
+            (true, false) => {
+                format!("INT8 costs too many answers, at least {:.0} dB are asked for: {numbers}", pays::LEAST_DB)
+            }
+        };
+        Verdict { pays: fast && right, why }
+    }
 }
 
 /// At most so many calibration pictures judge the candidates, a quarter of those given.
 const PROBES: usize = 32;
+/// So many of the calibration pictures correct biases.
+const CORRECTING: usize = 16;
 /// Bytes that moments of layer inputs may take; layers beyond that are rounded without them.
 const MOMENTS: usize = 768 << 20;
 /// Fewer judges than this are not held out: all pictures calibrate and judge.
@@ -119,16 +191,22 @@ const SELF_TEST_SEED: u64 = 1;
 /// # Errors
 /// [`Error::Usage`] for settings that do not fit the model, else those of the steps.
 pub fn convert(source: &Path, settings: &Settings) -> Result<Converted> {
+    if settings.precision == Precision::Auto && settings.calibration.is_none() {
+        return Err(Error::Usage {
+            what: "--precision auto judges INT8 by calibration pictures".into(),
+            hint: "add --calib DIR".into(),
+        });
+    }
     if settings.precision == Precision::Int8 && settings.preset != Preset::Cpu && settings.calibration.is_none() {
         return Err(quantize::no_pictures());
     }
-    if settings.target.is_some() && (settings.precision != Precision::Int8 || settings.calibration.is_none()) {
+    if settings.target.is_some() && (!settings.precision.tries_int8() || settings.calibration.is_none()) {
         return Err(Error::Usage {
             what: "--max-drop and --min-agreement are measured on calibration pictures of an INT8 model".into(),
             hint: "add --calib DIR, and leave --precision out".into(),
         });
     }
-    if settings.calibrator.is_some() && (settings.precision != Precision::Int8 || settings.calibration.is_none()) {
+    if settings.calibrator.is_some() && (!settings.precision.tries_int8() || settings.calibration.is_none()) {
         return Err(Error::Usage {
             what: "--calibrator chooses ranges from calibration pictures of an INT8 model".into(),
             hint: "add --calib DIR, and leave --precision out".into(),
@@ -174,6 +252,7 @@ pub fn convert(source: &Path, settings: &Settings) -> Result<Converted> {
     let mut notes: Vec<String> =
         passes.iter().filter(|p| p.changes > 0).map(|p| format!("{}: {}", p.pass, p.line)).collect();
     let mut pruned = prune::Pruned::default();
+    let float = graph.clone();
     let mut calibration = None;
     if settings.prune != prune::Request::default() {
         let items = pictures.as_ref().map_or(&[][..], |(_, items)| items);
@@ -203,9 +282,40 @@ pub fn convert(source: &Path, settings: &Settings) -> Result<Converted> {
         accuracy: None,
         self_test: None,
     };
-    let (mut layers, mut skipped, mut candidates) = (vec![], vec![], vec![]);
-    match settings.precision {
-        Precision::Fp32 => {}
+    let (mut layers, mut skipped, mut candidates, mut alone) = (vec![], vec![], vec![], vec![]);
+    let mut ground = graph.clone();
+    let mut precision = settings.precision;
+    let mut verdict = None;
+    if precision.tries_int8() {
+        let items = pictures.as_ref().map(|(_, items)| items.as_slice());
+        let mut tried = card.clone();
+        match int8(&graph, items, &mut tried, output_index, settings) {
+            Ok(done) => {
+                let judged = Verdict::of(&graph, &done);
+                if precision == Precision::Int8 || judged.pays {
+                    tried.provenance.passes.push(note(&done));
+                    card = tried;
+                    (graph, layers, skipped, candidates) = (done.graph, done.layers, done.skipped, done.candidates);
+                    (ground, alone) = (done.ground, done.alone);
+                    precision = Precision::Int8;
+                } else {
+                    candidates = done.candidates;
+                    precision = Precision::Fp16;
+                }
+                verdict = (settings.precision == Precision::Auto).then_some(judged);
+            }
+            // The target is missed, or there is nothing to quantize: float16 it is.
+            Err(e @ (Error::Usage { .. } | Error::Unsupported { .. })) if precision == Precision::Auto => {
+                precision = Precision::Fp16;
+                verdict = Some(Verdict { pays: false, why: format!("INT8 does not pay: {e}") });
+            }
+            Err(e) => return Err(e),
+        }
+        card.precision = precision.name().into();
+        card.provenance.passes.extend(verdict.iter().map(|v| format!("precision: {}", v.why)));
+    }
+    match precision {
+        Precision::Fp32 | Precision::Int8 | Precision::Auto => {}
         Precision::Fp16 => {
             let halved = quantize::write_f16(&mut graph)?;
             let line = format!("float16: {} constants stored in half the size", halved.tensors);
@@ -214,12 +324,6 @@ pub fn convert(source: &Path, settings: &Settings) -> Result<Converted> {
                 warnings.push(format!("{} constants stay float32: values beyond float16's 65504", halved.too_large));
             }
         }
-        Precision::Int8 => {
-            let items = pictures.as_ref().map(|(_, items)| items.as_slice());
-            let done = int8(&graph, items, &mut card, output_index, settings)?;
-            card.provenance.passes.push(note(&done));
-            (graph, layers, skipped, candidates) = (done.graph, done.layers, done.skipped, done.candidates);
-        }
     }
     // The self-test is an answer of the file as it will be, so the card goes in first without it.
     card.embed(&mut graph);
@@ -227,7 +331,23 @@ pub fn convert(source: &Path, settings: &Settings) -> Result<Converted> {
     card.embed(&mut graph);
     check::check(&graph)?;
     let pruned = pruned.lines;
-    Ok(Converted { graph, card, architecture, passes, pruned, layers, skipped, candidates, warnings })
+    Ok(Converted {
+        graph,
+        card,
+        architecture,
+        passes,
+        pruned,
+        layers,
+        skipped,
+        candidates,
+        warnings,
+        source: float,
+        ground,
+        alone,
+        output: output_index,
+        verdict,
+        items: pictures.map(|(_, items)| items).unwrap_or_default(),
+    })
 }
 
 fn refuse_converted(old: Option<&Card>, source: &Path) -> Result<()> {
@@ -439,7 +559,13 @@ fn observe(graph: &Graph, items: &[Item], card: &Card, output: usize, settings: 
     bar.finish_and_clear();
     let classes = probes.iter().map(|i| i.class).collect();
     let probabilities = card.output.kind == "probabilities";
-    Ok(Evidence { statistics, probes: Probes { inputs, reference, classes, output, probabilities, held_out } })
+    let pictures = observed.iter().take(CORRECTING).map(|i| load_picture(&i.path, &card.preprocess));
+    let pictures = pictures.collect::<Result<Vec<_>>>()?;
+    Ok(Evidence {
+        statistics: statistics.into(),
+        pictures,
+        probes: Probes { inputs, reference, classes, output, probabilities, held_out },
+    })
 }
 
 /// The cache of everything that statistics depend on: the float graph, what is observed, the pictures, how they are read.
@@ -456,7 +582,7 @@ fn log(line: &str) {
 
 impl Settings {
     fn wish(&self) -> Wish {
-        Wish { preset: self.preset, calibrator: self.calibrator, target: self.target }
+        Wish { preset: self.preset, calibrator: self.calibrator, target: self.target, explain: self.explain }
     }
 }
 

@@ -184,7 +184,8 @@ pub fn divergence(reference: &[f32], y: &[f32], probabilities: bool) -> f64 {
     p.iter().zip(&q).map(|(p, q)| p * (p.max(1e-12) / q.max(1e-12)).ln()).sum()
 }
 
-fn distribution(y: &[f32], probabilities: bool) -> Vec<f64> {
+/// Probabilities of the classes.
+pub fn distribution(y: &[f32], probabilities: bool) -> Vec<f64> {
     if probabilities {
         return y.iter().map(|v| f64::from(*v)).collect();
     }

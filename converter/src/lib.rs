@@ -11,4 +11,5 @@ pub mod preset;
 pub mod progress;
 pub mod prune;
 pub mod quantize;
+pub mod report;
 pub mod shapes;

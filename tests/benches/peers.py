@@ -3,9 +3,10 @@
 Usage: peers.py --vedge VEDGE --run VEDGE_RUN --out FOLDER [--models NAME,...] [--limit N] [--calib N]
 
 Models: deit_nano, mobilevit_nano (shipped), swin_nano, vits14_imagenette (shared data, VEDGE_SHARED). Peers: ONNX Runtime
-static (min-max; percentile, its default) and dynamic, each with full-range and 7-bit weights, and NNCF (`nncf.quantize` on ONNX,
-transformer) where it is installed: `pip install nncf`, in an environment of its own. Peers run in ONNX Runtime with its default
-optimizations, as their users run them; ours in vedge-run. Writes FOLDER/peers.json and FOLDER/peers.md.
+static (min-max; percentile, its default) and dynamic, each with full-range and 7-bit weights, dynamic with convolutions in integers
+too, and NNCF (`nncf.quantize` on ONNX, transformer) where it is installed: `pip install nncf`, in an environment of its own. Peers
+run in ONNX Runtime with its default optimizations, as their users run them; ours in vedge-run. Our files are also run in ONNX Runtime
+and, where it is installed, in OpenVINO, for their top-1 there. Writes FOLDER/peers.json and FOLDER/peers.md.
 """
 
 import argparse
@@ -59,9 +60,9 @@ def peers(source, tensors, out):
 
         return make
 
-    def dynamic(reduce_range):
+    def dynamic(reduce_range, layers=("MatMul", "Gemm"), per_channel=True, weights=QuantType.QInt8):
         return lambda path: quantize_dynamic(
-            str(source), str(path), op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, reduce_range=reduce_range, weight_type=QuantType.QInt8
+            str(source), str(path), op_types_to_quantize=list(layers), per_channel=per_channel, reduce_range=reduce_range, weight_type=weights
         )
 
     def nncf_model(path):
@@ -78,6 +79,8 @@ def peers(source, tensors, out):
         ("NNCF", "static", nncf_model),
         ("ONNX Runtime dynamic", "dynamic", dynamic(False)),
         ("ONNX Runtime dynamic, 7-bit weights", "dynamic", dynamic(True)),
+        # Its ConvInteger takes u8 weights with one scale only.
+        ("ONNX Runtime dynamic, convolutions too", "dynamic", dynamic(False, LAYERS, False, QuantType.QUInt8)),
     ]
     for i, (title, kind, make) in enumerate(makers):
         path = out / f"{source.stem}.peer{i}.onnx"
@@ -87,6 +90,29 @@ def peers(source, tensors, out):
             yield title, kind, path, time.time() - start
         except Exception as error:  # noqa: BLE001  a peer that fails is a row of the table
             yield title, kind, " ".join(f"{type(error).__name__}: {error}".split())[:160], time.time() - start
+
+
+class OpenVino:
+    """A model in OpenVINO, called as [`engines.session`]'s."""
+
+    def __init__(self, path):
+        import openvino
+
+        self.model = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"})
+
+    def rows(self, batch):
+        return np.concatenate([self.model([batch[i : i + 1]])[0].copy() for i in range(len(batch))])
+
+
+def elsewhere(ours):
+    """Our files in the engines of others: title and what runs a batch."""
+    for preset, path in ours.items():
+        other = session(path, optimized=True)
+        yield f"vedge {preset}, in ONNX Runtime", lambda batch, s=other: run_rows(s, batch)
+        try:
+            yield f"vedge {preset}, in OpenVINO", OpenVino(path).rows
+        except ImportError:
+            print("OpenVINO is not installed: left out", file=sys.stderr)
 
 
 def compare(args, name, float_model, preprocess, pictures, read, chunks):
@@ -104,6 +130,7 @@ def compare(args, name, float_model, preprocess, pictures, read, chunks):
     tensors = calibration(pictures, args.calib, read)
     others = list(peers(clean, tensors, args.out))
     sessions = {title: session(path, optimized=True) for title, _, path, _ in others if isinstance(path, Path)}
+    same_files = dict(elsewhere(ours))
     reference, float_logits, classes, logits = session(clean, optimized=True), [], [], {}
     for batch, truth in chunks():
         float_logits.append(run_rows(reference, batch))
@@ -112,18 +139,22 @@ def compare(args, name, float_model, preprocess, pictures, read, chunks):
             logits.setdefault(preset, []).append(Infer(args.run, path, batch).result())
         for title, s in sessions.items():
             logits.setdefault(title, []).append(run_rows(s, batch))
+        for title, rows_of in same_files.items():
+            logits.setdefault(title, []).append(rows_of(batch))
     floats, classes = np.concatenate(float_logits), np.concatenate(classes)
     top1 = lambda y: float((y.argmax(1) == classes).mean())  # noqa: E731
 
     def row(title, kind, key, took, failed=None):
         r = {"model": name, "pictures": len(classes), "calibration": len(tensors), "tool": title, "kind": kind, "seconds": took}
-        if failed:
+        if failed is not None:
             return r | {"failed": failed}
         y = np.concatenate(logits[key])
-        return r | {"drop_points": 100 * (top1(floats) - top1(y)), "agreement": agreement(floats, y), "sqnr_db": sqnr(floats, y)}
+        return r | {"drop_points": 100 * (top1(floats) - top1(y)), "agreement": agreement(floats, y), "sqnr_db": sqnr(floats, y), "top1": top1(y)}
 
     rows = [row(f"vedge {preset}", kind, preset, took) for preset, (kind, took) in seconds.items()]
     rows += [row(t, k, t, took, None if isinstance(p, Path) else p) for t, k, p, took in others]
+    rows += [row(t, "same file", t, 0.0) for t in same_files]
+    rows.append(row("float", "float", None, 0.0, "") | {"top1": top1(floats)})
     for r in rows:
         print(json.dumps(r), flush=True)
     return rows
@@ -141,7 +172,7 @@ def markdown(rows):
         "| model | pictures | tool | kind | lost, points | agreement | logit SQNR |",
         "|---|---|---|---|---|---|---|",
     ]
-    for r in rows:
+    for r in [r for r in rows if r["kind"] in ("static", "dynamic")]:
         numbers = f"failed: {r['failed']} | | " if "failed" in r else f"{r['drop_points']:.2f} | {r['agreement']:.2%} | {r['sqnr_db']:.1f} dB "
         lines.append(f"| {r['model']} | {r['pictures']} | {r['tool']} | {r['kind']} | {numbers}|")
     lines.append("")
@@ -152,6 +183,17 @@ def markdown(rows):
             best = max((r for r in same if not r["tool"].startswith("vedge")), key=lambda r: r["sqnr_db"], default=None)
             if ours and best:
                 lines.append(f"- {model}, {kind}: {ours[0]['sqnr_db'] - best['sqnr_db']:+.1f} dB against the best peer, {best['tool']}.")
+            whole = [r for r in same if r["tool"].endswith("convolutions too")]
+            if ours and whole:
+                ahead = ours[0]["sqnr_db"] - whole[0]["sqnr_db"]
+                lines.append(f"- {model}, {kind}, against the peer that has its convolutions in integers too: {ahead:+.1f} dB.")
+    lines += ["", "## The same files in other engines", "", "Top-1; a `cpu` file has float activations there.", ""]
+    lines += ["| model | preset | vedge-run | ONNX Runtime | OpenVINO | float |", "|---|---|---|---|---|---|"]
+    for model in dict.fromkeys(r["model"] for r in rows):
+        of = {r["tool"]: f"{r['top1']:.2%}" for r in rows if r["model"] == model and "top1" in r}
+        for preset in ("portable", "cpu"):
+            tools = [f"vedge {preset}", f"vedge {preset}, in ONNX Runtime", f"vedge {preset}, in OpenVINO", "float"]
+            lines.append(f"| {model} | {preset} | {' | '.join(of.get(t, '') for t in tools)} |")
     return "\n".join([*lines, ""])
 
 

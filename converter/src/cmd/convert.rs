@@ -4,10 +4,12 @@ use super::{parse_channels, parse_size, read_labels};
 use crate::convert::{Converted, Pictures, Precision, Settings, convert};
 use crate::prune::Request;
 use crate::quantize::{Preset, Target};
+use crate::report::{RUNS, Report, gather, page, time};
 use anyhow::Result;
+use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use vedge_calibration::Calibrator;
+use vedge_calibration::{Calibrator, Dataset, Item};
 use vedge_runtime::onnx::Graph;
 use vedge_runtime::{Error, Options, Session};
 
@@ -28,7 +30,7 @@ pub struct Args {
     /// At most so many calibration pictures, spread over the classes.
     #[arg(long, value_name = "N", default_value_t = 128)]
     calib_count: usize,
-    /// Element types of the layers.
+    /// Element types of the layers; auto says whether INT8 pays for the model, and takes float16 where it does not.
     #[arg(long, value_enum, default_value_t)]
     precision: Precision,
     /// Who will run an INT8 file.
@@ -71,7 +73,15 @@ pub struct Args {
     /// Threads of the calibration runs.
     #[arg(long, default_value_t = default_threads())]
     threads: NonZeroUsize,
-    /// Report as JSON on standard output.
+    /// A page about what the model loses and where, what was tried, size and speed; the same as data where the name ends in
+    /// .json.
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
+    /// Labelled pictures for the report, DIR/<class>/<picture>, at most 500 of them; else those of the calibration folder that
+    /// calibration did not use.
+    #[arg(long, value_name = "DIR", requires = "report")]
+    report_data: Option<PathBuf>,
+    /// What was done as JSON on standard output; with --report all that it measures.
     #[arg(long)]
     json: bool,
 }
@@ -102,7 +112,7 @@ fn default_threads() -> NonZeroUsize {
 pub fn run(a: &Args) -> Result<()> {
     refuse_overwriting_source(&a.model, &a.output)?;
     vedge_runtime::files::check_output(&a.output)?;
-    if a.precision != Precision::Int8 && a.preset != Preset::default() {
+    if !a.precision.tries_int8() && a.preset != Preset::default() {
         return Err(Error::Usage {
             what: "--preset has no meaning without --precision int8".into(),
             hint: "leave --preset out".into(),
@@ -116,7 +126,11 @@ pub fn run(a: &Args) -> Result<()> {
         }
         .into());
     }
+    if let Some(path) = &a.report {
+        check_report(a, path)?;
+    }
     let settings = Settings {
+        explain: a.report.is_some(),
         size: a.size,
         precision: a.precision,
         preset: a.preset,
@@ -139,11 +153,105 @@ pub fn run(a: &Args) -> Result<()> {
         eprintln!("warning: {w}");
     }
     let source = std::fs::metadata(&a.model)?.len();
+    let measured =
+        a.report.as_ref().map(|path| write_report(a, path, &done, [source, written as u64], &settings.options));
+    let measured = measured.transpose()?;
     if a.json {
-        return super::out::json(&report(a, &done, source, written as u64));
+        let mut json = report(a, &done, source, written as u64);
+        json["report"] = serde_json::to_value(&measured)?;
+        return super::out::json(&json);
     }
     describe(a, &done, source, written as u64);
+    if done.verdict.is_some() {
+        eprintln!("{}", measured_here(&done)?);
+    }
     Ok(())
+}
+
+/// What this machine says to the verdict; it decides nothing, so that the same inputs give the same file.
+fn measured_here(done: &Converted) -> Result<String> {
+    let items = &done.items[..done.items.len().min(4)];
+    let [float, model] = time(&done.subject([0, 0]), items)?;
+    let ratio = float.min_ms / model.min_ms;
+    let surprise = match (done.card.precision == "int8", ratio < 1.05) {
+        (true, true) => ": here it is not faster, fp16 would keep more of the answers",
+        _ => "",
+    };
+    Ok(format!(
+        "measured here, one thread, fastest of {RUNS}: float {:.2} ms, {} {:.2} ms{surprise}",
+        float.min_ms, done.card.precision, model.min_ms
+    ))
+}
+
+/// Refuses what would fail after minutes of work.
+fn check_report(a: &Args, path: &Path) -> Result<()> {
+    vedge_runtime::files::check_output(path)?;
+    let usage = |what: String, hint: &str| Err(Error::Usage { what, hint: hint.into() }.into());
+    match path.extension().and_then(|e| e.to_str()) {
+        Some("html" | "htm" | "json") => {}
+        _ => {
+            return usage(
+                format!("--report {}: is neither .html nor .json", path.display()),
+                "name it FILE.html or FILE.json",
+            );
+        }
+    }
+    if path == a.output {
+        return usage(format!("--report {}: is the output too", path.display()), "choose another name for the report");
+    }
+    if a.calib.is_none() && a.report_data.is_none() {
+        return usage("--report needs labelled pictures to measure on".into(), "add --calib DIR or --report-data DIR");
+    }
+    Ok(())
+}
+
+/// At most so many pictures are measured for the report, and so many make the unused ones of the calibration folder enough.
+const REPORT_PICTURES: (usize, usize) = (500, 50);
+
+fn write_report(a: &Args, path: &Path, done: &Converted, bytes: [u64; 2], options: &Options) -> Result<Report> {
+    let (items, what) = report_pictures(a, done)?;
+    let commands = commands(a);
+    let measured = gather(&done.subject(bytes), &items, &what, commands, options)?;
+    let text = match path.extension().and_then(|e| e.to_str()) {
+        Some("json") => serde_json::to_string_pretty(&measured)? + "\n",
+        _ => page::html(&measured),
+    };
+    vedge_runtime::files::write_atomic(path, text.as_bytes())?;
+    eprintln!("report: {}", path.display());
+    Ok(measured)
+}
+
+fn report_pictures(a: &Args, done: &Converted) -> Result<(Vec<Item>, String)> {
+    let labels = Some(done.card.labels.as_slice()).filter(|l| !l.is_empty());
+    let (most, enough) = REPORT_PICTURES;
+    if let Some(dir) = &a.report_data {
+        let items = Dataset::open(dir, labels)?.pick(most);
+        return Ok((items, format!("pictures of {}", dir.display())));
+    }
+    let dir = a.calib.as_deref().unwrap_or(Path::new("."));
+    let used: BTreeSet<&PathBuf> = done.items.iter().map(|i| &i.path).collect();
+    let mut others = Dataset::open(dir, labels)?.pick(usize::MAX);
+    others.retain(|i| !used.contains(&i.path));
+    if others.len() < enough {
+        return Ok((done.items.clone(), "the calibration pictures themselves, so expect less on others".into()));
+    }
+    let count = others.len().min(most);
+    let spread = (0..count).map(|i| others[i * others.len() / count].clone()).collect();
+    Ok((spread, format!("pictures of {} that calibration did not use", dir.display())))
+}
+
+/// What makes this again, as a shell would read it.
+fn commands(a: &Args) -> Vec<String> {
+    let quoted =
+        |s: &str| match s.chars().all(|c| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c)) && !s.is_empty() {
+            true => s.to_string(),
+            false => format!("'{}'", s.replace('\'', "'\\''")),
+        };
+    let mut own: Vec<String> = std::env::args().skip(1).map(|s| quoted(&s)).collect();
+    own.insert(0, "vedge".into());
+    let [model, output] = [&a.model, &a.output].map(|p| quoted(&p.display().to_string()));
+    let data = a.report_data.as_ref().or(a.calib.as_ref()).map_or("DIR".into(), |p| quoted(&p.display().to_string()));
+    vec![own.join(" "), format!("vedge eval {model} {output} --data {data}"), format!("vedge bench {output}")]
 }
 
 /// The file's bytes, after they went through the board's loader themselves.
@@ -179,6 +287,7 @@ fn report(a: &Args, c: &Converted, source: u64, written: u64) -> serde_json::Val
         "integer_layers": c.layers.iter().map(|l| &l.name).collect::<Vec<_>>(),
         "float_layers": c.skipped.iter().map(|s| serde_json::json!({"name": s.name, "reason": s.reason})).collect::<Vec<_>>(),
         "calibrators": c.candidates,
+        "verdict": c.verdict,
         "warnings": c.warnings,
         "card": c.card,
     })

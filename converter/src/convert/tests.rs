@@ -156,3 +156,40 @@ fn one_way_to_choose_ranges_can_be_asked_for() {
     let e = error(&Settings { precision: Precision::Fp16, ..s });
     assert!(e.to_string().contains("--calibrator"), "{e}");
 }
+
+#[test]
+fn auto_takes_int8_where_it_pays_and_float16_where_it_does_not() {
+    let auto = |model: &Path, target: Target| {
+        convert(model, &Settings { precision: Precision::Auto, target, ..settings(16) }).unwrap()
+    };
+    let done = auto(&models().join("deit_nano.onnx"), Target::default());
+    assert_eq!(done.card.precision, "int8");
+    assert!(done.verdict.as_ref().unwrap().pays && done.card.provenance.passes.last().unwrap().contains("INT8 pays"));
+    // Every layer but the large ones' worth of work is gone: what is left does not pay.
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("thin.onnx");
+    let thin = thin_model();
+    thin.write(&path).unwrap();
+    let done = auto(&path, Target::default());
+    assert_eq!((done.card.precision.as_str(), done.layers.len()), ("fp16", 0));
+    assert!(!done.verdict.as_ref().unwrap().pays, "{:?}", done.verdict);
+    assert_eq!(auto(&path, Target::default()).graph.encode(), done.graph.encode());
+}
+
+/// A model of depthwise convolutions, which hardly compute anything on what they read.
+fn thin_model() -> Graph {
+    use vedge_runtime::onnx::{DType, NodeProto, attr, f32_tensor, value_info};
+    let mut g = crate::quantize::tests::empty(17);
+    g.inputs.push(value_info("x", DType::Float, &[1, 3, 64, 64]));
+    g.outputs.push(value_info("logits", DType::Float, &[1, 3]));
+    for i in 0..3 {
+        let weight: Vec<f32> = SelfTest::input(i, 27);
+        g.initializers.insert(format!("w{i}"), f32_tensor(&format!("w{i}"), &[3, 1, 3, 3], &weight));
+        let how = vec![attr::int("group", 3), attr::ints("kernel_shape", &[3, 3]), attr::ints("pads", &[1; 4])];
+        let from = if i == 0 { "x".to_string() } else { format!("c{}", i - 1) };
+        g.nodes.push(NodeProto::of("Conv", &[&from, &format!("w{i}")], &[&format!("c{i}")], how));
+    }
+    g.nodes.push(NodeProto::of("GlobalAveragePool", &["c2"], &["p"], vec![]));
+    g.nodes.push(NodeProto::of("Flatten", &["p"], &["logits"], vec![]));
+    g
+}

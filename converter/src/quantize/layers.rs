@@ -2,7 +2,7 @@
 
 use super::number::Grid;
 use vedge_calibration::View;
-use vedge_runtime::onnx::{DType, Graph, NodeProto};
+use vedge_runtime::onnx::{DType, Graph, NodeProto, elements};
 
 /// A Conv, Gemm or MatMul with a constant float weight.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +39,12 @@ pub struct Skipped {
     pub name: String,
     /// Why.
     pub reason: String,
+}
+
+/// Multiply-accumulates of a layer; 0 where shapes are not known.
+pub fn macs(g: &Graph, l: &Layer) -> usize {
+    let output = g.nodes[l.node].output.first().and_then(|o| g.shape(o)).unwrap_or_default();
+    elements(&output) / l.shape[l.out_axis].max(1) * elements(&l.shape)
 }
 
 /// Name of a node in messages.

@@ -5,7 +5,7 @@ use super::Candidate;
 use super::judge::Effect;
 use super::layers::{Layer, Skipped};
 use super::search::{Attempt, Search};
-use super::write::{self, write_f16_of};
+use super::write::{self, Recipe, write_f16_of};
 use crate::progress;
 use indicatif::ProgressBar;
 use std::collections::BTreeSet;
@@ -27,7 +27,8 @@ impl Target {
         *self != Target::default()
     }
 
-    fn met(&self, e: &Effect, float_top1: f64) -> bool {
+    /// Whether that is kept.
+    pub fn met(&self, e: &Effect, float_top1: f64) -> bool {
         // A hair of room: shares are ratios of small whole numbers.
         self.max_drop.is_none_or(|d| 100.0 * (float_top1 - e.top1) <= d + 1e-9)
             && self.min_agreement.is_none_or(|a| e.agreement >= a - 1e-9)
@@ -50,16 +51,12 @@ pub struct Mixed {
 }
 
 impl Search<'_> {
-    /// Keeps the fewest layers in float so that the target is met; `None` where it is met as it is.
+    /// Keeps the fewest layers in float so that the target is met; `order` is what [`Self::sensitivity`] told.
     ///
     /// # Errors
     /// [`Error::Usage`] when even a model without integer layers misses the target.
-    pub fn mix(&self, a: &Attempt, target: &Target) -> Result<Option<Mixed>> {
+    pub fn mix(&self, a: &Attempt, target: &Target, order: &[(usize, Effect)]) -> Result<Mixed> {
         let float_top1 = self.probes.float_top1();
-        if target.met(&a.candidate.effect, float_top1) {
-            return Ok(None);
-        }
-        let order = self.sensitivity(a)?;
         let bar =
             progress::bar("keeping layers in float", self.probes.inputs.len() * (order.len().ilog2() as usize + 2));
         let judged = |count: usize| {
@@ -91,24 +88,30 @@ impl Search<'_> {
         }
         bar.finish_and_clear();
         let (float, graph, effect) = best;
-        let skipped = order[..high].iter().map(|(l, kl)| Skipped {
+        let skipped = order[..high].iter().map(|(l, alone)| Skipped {
             name: a.layers[*l].name.clone(),
-            reason: format!("float16 weights to meet the target: alone in int8 it moves the answers by {kl:.1e} nats"),
+            reason: format!(
+                "float16 weights to meet the target: alone in int8 it moves the answers by {:.1e} nats",
+                alone.mean_kl
+            ),
         });
-        Ok(Some(Mixed { graph, skipped: skipped.collect(), float, effect }))
+        Ok(Mixed { graph, skipped: skipped.collect(), float, effect })
     }
 
-    /// Layers with the divergence of the answers when nothing but them is quantized, the worst first.
-    fn sensitivity(&self, a: &Attempt) -> Result<Vec<(usize, f64)>> {
+    /// Layers with what they do to the answers when nothing but them is quantized, the largest divergence first.
+    ///
+    /// # Errors
+    /// Those of running candidates.
+    pub fn sensitivity(&self, a: &Attempt) -> Result<Vec<(usize, Effect)>> {
         let few = self.probes.first(SENSITIVITY);
         let bar = progress::bar("measuring each layer", a.layers.len() * few.inputs.len());
         let mut order = vec![];
         for i in (0..a.layers.len()).filter(|i| !a.spared.contains(i)) {
             let graph = self.partly(a, |l| l == i)?;
-            order.push((i, few.judge(&graph, self.options, &bar, f64::NEG_INFINITY)?.mean_kl));
+            order.push((i, few.judge(&graph, self.options, &bar, f64::NEG_INFINITY)?));
         }
         bar.finish_and_clear();
-        order.sort_by(|x, y| y.1.total_cmp(&x.1).then(x.0.cmp(&y.0)));
+        order.sort_by(|x, y| y.1.mean_kl.total_cmp(&x.1.mean_kl).then(x.0.cmp(&y.0)));
         Ok(order)
     }
 
@@ -118,17 +121,36 @@ impl Search<'_> {
         let effect = self.probes.judge(&graph, self.options, bar, f64::NEG_INFINITY)?;
         let candidate = Candidate { spared: float.len(), effect, ..a.candidate.clone() };
         let (layers, recipe) = (a.layers.clone(), a.recipe.clone());
-        Ok(Attempt { candidate, graph, float: a.float.clone(), layers, recipe, spared: float })
+        Ok(Attempt {
+            candidate,
+            graph,
+            float: a.float.clone(),
+            layers,
+            recipe,
+            spared: float,
+            statistics: a.statistics.clone(),
+        })
     }
 
     /// The attempt with only some layers in integers, the other weights in float16.
+    ///
+    /// # Errors
+    /// Those of writing it.
     pub fn partly(&self, a: &Attempt, integer: impl Fn(usize) -> bool) -> Result<Graph> {
+        self.partly_with(a, &a.recipe, integer)
+    }
+
+    /// As [`Self::partly`], by another recipe.
+    ///
+    /// # Errors
+    /// Those of writing it.
+    pub fn partly_with(&self, a: &Attempt, recipe: &Recipe, integer: impl Fn(usize) -> bool) -> Result<Graph> {
         let (mut inside, mut outside) = (vec![], vec![]);
         for (i, l) in a.layers.iter().enumerate() {
             if integer(i) { inside.push(l.clone()) } else { outside.push(l) }
         }
         let mut graph = a.float.clone();
-        write::write_int8(&mut graph, &inside, &a.recipe)?;
+        write::write_int8(&mut graph, &inside, recipe)?;
         write_f16_of(&mut graph, |name| outside.iter().any(|l: &&Layer| l.weight == name))?;
         Card { activations: a.candidate.activations, ..self.card.clone() }.embed(&mut graph);
         Ok(graph)

@@ -5,10 +5,12 @@
 //! stays float: the residual stream, LayerNorm, GELU, softmax and both products of attention. What is done beyond that
 //! is chosen by its effect on the logits, on pictures that calibration did not see.
 
+mod bias;
 pub mod judge;
 pub mod layers;
 pub mod mix;
 pub mod number;
+pub mod pays;
 pub mod round;
 mod search;
 pub mod smooth;
@@ -24,6 +26,8 @@ pub use judge::{Effect, Probes, Sqnr};
 use search::{Attempt, Ground, Search};
 use write::Recipe;
 
+use ndarray::ArrayD;
+use std::sync::Arc;
 use vedge_calibration::{Calibrator, Statistics};
 use vedge_runtime::error::counted;
 use vedge_runtime::model::card::Activations;
@@ -78,6 +82,16 @@ pub struct Candidate {
     pub rounding: Rounding,
     /// Values whose channels were evened out.
     pub smoothed: usize,
+    /// Values with a calibrated range.
+    pub ranges: usize,
+    /// Those of them that are int8 with zero point 0.
+    pub symmetric: usize,
+    /// Whether large weights were clipped by the squared error of the outputs.
+    pub clipped: bool,
+    /// Whether weights were fitted anew to the quantized inputs.
+    pub ridge: bool,
+    /// Whether biases of depthwise convolutions were corrected in the quantized model.
+    pub corrected: bool,
     /// Small layers left in float that would make much of the noise.
     pub spared: usize,
     /// The effect on the probes.
@@ -85,8 +99,13 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// What is done, in words.
+    /// What is done, in words, and how near that is.
     pub fn describe(&self) -> String {
+        format!("{} ({:.1} dB)", self.what(), self.effect.sqnr)
+    }
+
+    /// What is done, in words.
+    pub fn what(&self) -> String {
         let how = match self.calibrator {
             Some(c) => format!("static activations by {}", c.name()),
             None => "activations row by row at run time".into(),
@@ -103,7 +122,18 @@ impl Candidate {
             0 => String::new(),
             n => format!(", {} in float16", counted(n, "small layer")),
         };
-        format!("{how}{smoothed}{rounding}{spared} ({:.1} dB)", self.effect.sqnr)
+        let symmetric = match self.symmetric {
+            0 => String::new(),
+            n if n == self.ranges => ", symmetric".into(),
+            n => format!(", {n} of {} symmetric", self.ranges),
+        };
+        let extra = [
+            (self.clipped, ", large weights clipped"),
+            (self.ridge, ", weights fitted to noisy inputs"),
+            (self.corrected, ", biases of depthwise convolutions corrected"),
+        ];
+        let extra: String = extra.into_iter().filter(|(is, _)| *is).map(|(_, what)| what).collect();
+        format!("{how}{symmetric}{smoothed}{rounding}{extra}{spared}")
     }
 }
 
@@ -133,6 +163,10 @@ pub struct Quantized {
     pub candidates: Vec<Candidate>,
     /// The effect of what was done in the end.
     pub effect: Option<Effect>,
+    /// The float model that was quantized: the source, or the same with channels evened out.
+    pub ground: Graph,
+    /// Layers with the effect of quantizing nothing else, where that was asked for or needed; the worst first.
+    pub alone: Vec<(String, Effect)>,
 }
 
 /// What is asked of quantization.
@@ -144,12 +178,16 @@ pub struct Wish {
     pub calibrator: Option<Calibrator>,
     /// What the model must keep.
     pub target: Target,
+    /// Whether to measure the effect of each layer alone.
+    pub explain: bool,
 }
 
 /// What the pictures told: ranges of activations, and probes to judge candidates by.
 pub struct Evidence {
     /// Ranges.
-    pub statistics: Statistics,
+    pub statistics: Arc<Statistics>,
+    /// Some of the pictures that were calibrated with, to correct biases.
+    pub pictures: Vec<ArrayD<f32>>,
     /// Judges.
     pub probes: Probes,
 }
@@ -169,15 +207,16 @@ pub fn quantize(
     card: &Card,
     options: &Options,
 ) -> Result<Quantized> {
-    let Wish { preset, calibrator, target } = wish;
+    let Wish { preset, calibrator, target, explain } = wish;
     let (mut layers, mut skipped) = layers::find(graph);
     let Some(evidence) = evidence else {
         if *preset != Preset::Cpu {
             return Err(no_pictures());
         }
-        let graph = write(graph, &layers, &Recipe::default())?;
         return Ok(Quantized {
-            graph,
+            graph: write(graph, &layers, &Recipe::default())?,
+            ground: graph.clone(),
+            alone: vec![],
             activations: Activations::PerToken,
             layers,
             skipped,
@@ -197,10 +236,16 @@ pub fn quantize(
     }
     search.spare_best(&mut tried)?;
     rank(&mut tried);
-    let candidates: Vec<Candidate> = tried.iter().map(|a| a.candidate.clone()).collect();
-    let chosen = tried.swap_remove(0);
+    let mut candidates: Vec<Candidate> = tried.iter().skip(1).map(|a| a.candidate.clone()).collect();
+    let chosen = search.refine(tried.swap_remove(0), &evidence.pictures, &mut candidates)?;
+    drop(tried);
+    candidates.sort_by(|a, b| b.effect.sqnr.total_cmp(&a.effect.sqnr));
+    candidates.insert(0, chosen.candidate.clone());
     let (activations, mut effect) = (chosen.candidate.activations, chosen.candidate.effect);
-    let mixed = search.mix(&chosen, target)?;
+    let met = target.met(&effect, evidence.probes.float_top1());
+    let alone = if *explain || !met { search.sensitivity(&chosen)? } else { vec![] };
+    let mixed = if met { None } else { Some(search.mix(&chosen, target, &alone)?) };
+    let alone = alone.into_iter().map(|(l, e)| (chosen.layers[l].name.clone(), e)).collect();
     let reason = "float16 weights: little work, but much of the noise".to_string();
     skipped.extend(chosen.spared.iter().map(|l| Skipped { name: layers[*l].name.clone(), reason: reason.clone() }));
     let (mut graph, mut float) = (chosen.graph, chosen.spared);
@@ -210,16 +255,18 @@ pub fn quantize(
     }
     let mut i = 0..;
     layers.retain(|_| i.next().is_some_and(|i| !float.contains(&i)));
-    Ok(Quantized { graph, activations, layers, skipped, candidates, effect: Some(effect) })
+    Ok(Quantized { graph, activations, layers, skipped, candidates, effect: Some(effect), ground: chosen.float, alone })
 }
 
-/// Best first; on a tie the first tried, which does less, stays first. A portable one that is hardly worse comes before all.
+/// Best first; on a tie the first tried, which does less, stays first. A portable one that is hardly worse comes before all, and
+/// of those one with symmetric ranges, which every engine takes.
 fn rank(tried: &mut [Attempt]) {
     let sqnr = |a: &Attempt| a.candidate.effect.sqnr;
     tried.sort_by(|a, b| sqnr(b).total_cmp(&sqnr(a)));
     let least = sqnr(&tried[0]) - MEANINGFUL_DB;
     let portable = |a: &Attempt| a.candidate.activations == Activations::Static && sqnr(a) >= least;
-    if let Some(at) = tried.iter().position(portable) {
+    let everywhere = |a: &Attempt| portable(a) && a.candidate.symmetric == a.candidate.ranges;
+    if let Some(at) = tried.iter().position(everywhere).or_else(|| tried.iter().position(portable)) {
         tried[..=at].rotate_right(1);
     }
 }
@@ -231,4 +278,4 @@ fn write(graph: &Graph, layers: &[Layer], recipe: &Recipe) -> Result<Graph> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -2,6 +2,14 @@
 
 use vedge_runtime::onnx::elements;
 
+/// Step of an int8 activation with zero point 0 that reaches both ends of a range; 1 for an empty range.
+pub fn symmetric((low, high): (f32, f32)) -> f32 {
+    match high.max(-low) / 127.0 {
+        s if s < f32::MIN_POSITIVE => 1.0,
+        s => s,
+    }
+}
+
 /// Scale and zero point of a uint8 activation: `real = scale · (q − zero_point)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Affine {
@@ -78,6 +86,45 @@ pub fn weight_scales(weight: &[f32], shape: &[usize], out_axis: usize, grid: Gri
         }
     };
     largest.into_iter().zip(squares).map(scale).collect()
+}
+
+/// Shares of a channel's largest weight that its integers may reach.
+const REACHES: [f32; 11] = [1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5];
+
+/// As [`weight_scales`], but where few weights of a channel are much larger than the others they are clipped, as far as the
+/// squared error of the outputs falls by it: `importance` is the variance of each input, `at` where the weight of an output and an
+/// input lies. Steps do not become narrower than the grid's.
+pub fn clipped_scales(
+    weight: &[f32],
+    scales: &[f32],
+    narrow: &[f32],
+    importance: &[f64],
+    at: impl Fn(usize, usize) -> usize,
+) -> Vec<f32> {
+    let best = |(output, scale): (usize, &f32)| {
+        let error = |s: f32| -> f64 {
+            let of = |(i, h): (usize, &f64)| {
+                let w = weight[at(output, i)];
+                h * f64::from(w - (w / s).round_ties_even().clamp(-127.0, 127.0) * s).powi(2)
+            };
+            importance.iter().enumerate().map(of).sum()
+        };
+        let tried = REACHES.map(|r| (scale * r).max(narrow[output])).map(|s| (error(s), s));
+        tried.into_iter().reduce(|a, b| if b.0 < a.0 { b } else { a }).map_or(*scale, |(_, s)| s)
+    };
+    scales.iter().enumerate().map(best).collect()
+}
+
+/// The smallest step that a grid allows each output channel.
+pub fn narrowest(weight: &[f32], shape: &[usize], out_axis: usize, grid: Grid) -> Vec<f32> {
+    let count = shape[out_axis];
+    let mut squares = vec![0f64; count];
+    for (w, c) in weight.iter().zip(channels(shape, out_axis)) {
+        squares[c] += f64::from(*w).powi(2);
+    }
+    let inputs = (weight.len() / count.max(1)).max(1) as f64;
+    let least = |s: f64| if grid == Grid::Narrow { ((s / inputs).sqrt() / NARROW_RMS) as f32 } else { 0.0 };
+    squares.into_iter().map(|s| least(s).max(f32::MIN_POSITIVE)).collect()
 }
 
 /// Rounds a weight to the nearest step of each output channel's scale.

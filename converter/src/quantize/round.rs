@@ -3,7 +3,7 @@
 //! on the mean input goes into the bias.
 
 use super::layers::Layer;
-use super::number::{Weight, weight_scales};
+use super::number::{Weight, clipped_scales, narrowest, weight_scales};
 use ndarray::linalg::general_mat_mul;
 use ndarray::{Array1, Array2, Axis, s};
 use vedge_calibration::InputMoments;
@@ -22,10 +22,26 @@ pub struct Rounded {
     pub bias: Vec<f32>,
 }
 
+/// What may be done before weights are rounded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Before {
+    /// Large weights of a channel are clipped as far as that lowers the squared error of the outputs.
+    pub clip: bool,
+    /// Weights are fitted anew to the noisy inputs, by ridge regression with the noise as the ridge (ERQ): those of inputs that
+    /// vary less than the noise shrink.
+    pub ridge: bool,
+}
+
 /// Rounds the weights of a layer, given as in the file, so that its outputs stay near on inputs of these moments.
 /// `noise` is the variance that quantization adds to every input. `None` where no input varies or the numbers break down.
-pub fn compensated(layer: &Layer, values: &[f32], moments: &InputMoments, noise: f64) -> Option<Rounded> {
-    let scales = weight_scales(values, &layer.shape, layer.out_axis, layer.grid());
+pub fn compensated(
+    layer: &Layer,
+    values: &[f32],
+    moments: &InputMoments,
+    noise: f64,
+    before: Before,
+) -> Option<Rounded> {
+    let mut scales = weight_scales(values, &layer.shape, layer.out_axis, layer.grid());
     let outputs = layer.shape[layer.out_axis];
     let inputs = values.len() / outputs.max(1);
     let groups = moments.groups();
@@ -38,13 +54,24 @@ pub fn compensated(layer: &Layer, values: &[f32], moments: &InputMoments, noise:
         _ => input * outputs + output,
     };
     let per_group = outputs / groups;
+    if before.clip {
+        let narrow = narrowest(values, &layer.shape, layer.out_axis, layer.grid());
+        for group in 0..groups {
+            let of = group * per_group..(group + 1) * per_group;
+            let importance: Vec<f64> = moments.covariance(group).diag().iter().map(|v| v + noise).collect();
+            let clipped = clipped_scales(values, &scales[of.clone()], &narrow[of.clone()], &importance, |o, i| {
+                at(of.start + o, i)
+            });
+            scales[of].copy_from_slice(&clipped);
+        }
+    }
     let mut integers = vec![0i8; values.len()];
     let mut bias = vec![0f32; outputs];
     for group in 0..groups {
         let first = group * per_group;
         let w = Array2::from_shape_fn((inputs, per_group), |(i, o)| f64::from(values[at(first + o, i)]));
         let scale: Vec<f64> = scales[first..first + per_group].iter().map(|s| f64::from(*s)).collect();
-        let (q, shift) = solve(&w, &scale, &moments.covariance(group), &moments.mean(group), noise)?;
+        let (q, shift) = solve(&w, &scale, &moments.covariance(group), &moments.mean(group), noise, before.ridge)?;
         for ((i, o), q) in q.indexed_iter() {
             integers[at(first + o, i)] = *q as i8;
         }
@@ -62,6 +89,7 @@ fn solve(
     covariance: &Array2<f64>,
     mean: &Array1<f64>,
     noise: f64,
+    ridge: bool,
 ) -> Option<(Array2<f64>, Array1<f64>)> {
     let inputs = w.nrows();
     let variance = covariance.diag().sum() / inputs as f64 + noise;
@@ -75,8 +103,13 @@ fn solve(
     for i in 0..inputs {
         h[(i, i)] += noise + DAMPING * variance;
     }
-    let feedback = feedback(h)?;
-    let original = w.select(Axis(0), &order);
+    let (feedback, diagonal) = feedback(h)?;
+    let float = w.select(Axis(0), &order);
+    // The weights that do best on noisy inputs: (C + λ + noise)⁻¹ (C + λ) W, with λ for what few pictures do not show.
+    let original = match ridge {
+        true => &float - &(inverse(&feedback, &diagonal, &float) * noise),
+        false => float.clone(),
+    };
     let mut rounded = Array2::zeros(w.raw_dim());
     // What is still owed: (weight − rounded weight) of the inputs that are done.
     let mut error: Array2<f64> = Array2::zeros(w.raw_dim());
@@ -99,14 +132,16 @@ fn solve(
     for (i, &input) in order.iter().enumerate() {
         integers.row_mut(input).assign(&rounded.row(i));
     }
-    let shift = mean.select(Axis(0), &order).dot(&error);
+    let mut left = float;
+    left.zip_mut_with(&(&rounded * &Array1::from_vec(scale.to_vec())), |w, q| *w -= q);
+    let shift = mean.select(Axis(0), &order).dot(&left);
     let finite = shift.iter().all(|v| v.is_finite());
     finite.then_some((integers, shift))
 }
 
 /// `U` with `H = (U + 1) D (U + 1)ᵀ`, strictly upper triangular; column i says what the errors of the inputs before i ask
-/// of input i. `None` when `H` is not positive definite.
-fn feedback(mut h: Array2<f64>) -> Option<Array2<f64>> {
+/// of input i; and `D`. `None` when `H` is not positive definite.
+fn feedback(mut h: Array2<f64>) -> Option<(Array2<f64>, Array1<f64>)> {
     // H = R Rᵀ with R upper triangular, from the last columns on, in place, a block of columns at a time: what the
     // columns after a block say about it is one matrix product.
     let n = h.nrows();
@@ -133,7 +168,38 @@ fn feedback(mut h: Array2<f64>) -> Option<Array2<f64>> {
     for ((i, j), v) in h.indexed_iter_mut() {
         *v = if i < j { *v / diagonal[j] } else { 0.0 };
     }
-    Some(h)
+    Some((h, diagonal.mapv(|v| v * v)))
+}
+
+/// `H⁻¹ W` with `H = (U + 1) D (U + 1)ᵀ`.
+fn inverse(u: &Array2<f64>, d: &Array1<f64>, w: &Array2<f64>) -> Array2<f64> {
+    let n = u.nrows();
+    let mut x = w.clone();
+    let blocks: Vec<usize> = (0..n).step_by(BLOCK).collect();
+    for &start in blocks.iter().rev() {
+        let end = (start + BLOCK).min(n);
+        for i in (start..end).rev() {
+            let (mut above, row) = x.view_mut().split_at(Axis(0), i);
+            for j in start..i {
+                above.row_mut(j).scaled_add(-u[(j, i)], &row.row(0));
+            }
+        }
+        let (mut above, done) = x.view_mut().split_at(Axis(0), start);
+        general_mat_mul(-1.0, &u.slice(s![..start, start..end]), &done.slice(s![..end - start, ..]), 1.0, &mut above);
+    }
+    x.rows_mut().into_iter().zip(d).for_each(|(mut row, d)| row /= *d);
+    for &start in &blocks {
+        let end = (start + BLOCK).min(n);
+        for i in start..end {
+            let (row, mut below) = x.view_mut().split_at(Axis(0), i + 1);
+            for j in i + 1..end {
+                below.row_mut(j - i - 1).scaled_add(-u[(i, j)], &row.row(i));
+            }
+        }
+        let (done, mut below) = x.view_mut().split_at(Axis(0), end);
+        general_mat_mul(-1.0, &u.slice(s![start..end, end..]).t(), &done.slice(s![start.., ..]), 1.0, &mut below);
+    }
+    x
 }
 
 #[cfg(test)]
@@ -186,7 +252,7 @@ mod tests {
             m.add(&row.to_owned());
         }
         let plain = quantize_weight(&w, &l.shape, 1, l.grid());
-        let better = compensated(&l, &w, &m, 0.0).unwrap();
+        let better = compensated(&l, &w, &m, 0.0, Before::default()).unwrap();
         (error(x, &w, &plain, &vec![0.0; outputs]), error(x, &w, &better.weight, &better.bias))
     }
 
@@ -210,7 +276,7 @@ mod tests {
         let scales = weight_scales(&w, &l.shape, 1, l.grid());
         let scale: Vec<f64> = scales.iter().map(|s| f64::from(*s)).collect();
         let w64 = Array2::from_shape_fn((8, 3), |(i, o)| f64::from(w[i * 3 + o]));
-        let (q, shift) = solve(&w64, &scale, &covariance, &Array1::zeros(8), 0.0).unwrap();
+        let (q, shift) = solve(&w64, &scale, &covariance, &Array1::zeros(8), 0.0, false).unwrap();
         let nearest = quantize_weight(&w, &l.shape, 1, l.grid());
         assert!(q.iter().zip(&nearest.values).all(|(q, n)| *q == f64::from(*n)));
         assert!(shift.iter().all(|s| *s == 0.0));
@@ -220,7 +286,7 @@ mod tests {
     fn the_feedback_is_the_factor_of_the_matrix() {
         let b = Array2::from_shape_vec((9, 6), noise(4, 54)).unwrap().mapv(f64::from);
         let h = b.t().dot(&b);
-        let u = feedback(h.clone()).unwrap() + Array2::<f64>::eye(6);
+        let u = feedback(h.clone()).unwrap().0 + Array2::<f64>::eye(6);
         // (U + 1)⁻¹ H (U + 1)⁻ᵀ must be diagonal: solve by hand, from the last row up.
         let mut d = h;
         for _ in 0..2 {
@@ -243,7 +309,7 @@ mod tests {
         let n = 2 * BLOCK + 5;
         let b = Array2::from_shape_vec((n + 9, n), noise(4, (n + 9) * n)).unwrap().mapv(f64::from);
         let h = b.t().dot(&b);
-        let u = feedback(h.clone()).unwrap() + Array2::<f64>::eye(n);
+        let u = feedback(h.clone()).unwrap().0 + Array2::<f64>::eye(n);
         // D follows from the last column on; with it the product must be H.
         let mut d = Array1::zeros(n);
         for i in (0..n).rev() {
@@ -256,8 +322,63 @@ mod tests {
     #[test]
     fn nothing_seen_is_nothing_to_compensate() {
         let m = InputMoments::new(&[1, 4, 8], View::Rows).unwrap();
-        assert!(compensated(&layer(8, 3), &noise(7, 24), &m, 0.0).is_none());
+        assert!(compensated(&layer(8, 3), &noise(7, 24), &m, 0.0, Before::default()).is_none());
         // InputMoments of another value do not fit.
-        assert!(compensated(&layer(9, 3), &noise(7, 27), &m, 1.0).is_none());
+        assert!(compensated(&layer(9, 3), &noise(7, 27), &m, 1.0, Before::default()).is_none());
+    }
+
+    #[test]
+    fn the_inverse_is_one() {
+        let n = 2 * BLOCK + 5;
+        let b = Array2::from_shape_vec((n + 9, n), noise(4, (n + 9) * n)).unwrap().mapv(f64::from);
+        let h = b.t().dot(&b) + Array2::<f64>::eye(n);
+        let (u, d) = feedback(h.clone()).unwrap();
+        let w = Array2::from_shape_vec((n, 7), noise(5, n * 7)).unwrap().mapv(f64::from);
+        assert!((h.dot(&inverse(&u, &d, &w)) - &w).iter().all(|e| e.abs() < 1e-9));
+    }
+
+    /// Mean squared error of the outputs on inputs with noise of that variance, without and with what may be done before.
+    fn with_noise(x: &ArrayD<f32>, w: &[f32], variance: f64, before: Before) -> [f64; 2] {
+        let inputs = x.shape()[1];
+        let l = layer(inputs, w.len() / inputs);
+        let mut m = InputMoments::new(x.shape(), View::Rows).unwrap();
+        x.axis_chunks_iter(Axis(0), 32).for_each(|rows| m.add(&rows.to_owned()));
+        let jitter = ArrayD::from_shape_vec(x.shape(), noise(11, x.len())).unwrap() * (3.0 * variance).sqrt() as f32;
+        [Before::default(), before].map(|b| {
+            let r = compensated(&l, w, &m, variance, b).unwrap();
+            let outputs = r.bias.len();
+            let w = Array2::from_shape_vec((inputs, outputs), w.to_vec()).unwrap();
+            let q = Array2::from_shape_fn(w.raw_dim(), |(i, o)| {
+                f32::from(r.weight.values[i * outputs + o]) * r.weight.scales[o]
+            });
+            let [clean, noisy] = [x.clone(), x + &jitter].map(|x| x.into_dimensionality::<ndarray::Ix2>().unwrap());
+            (noisy.dot(&q) + Array1::from_vec(r.bias) - clean.dot(&w)).mapv(|e| f64::from(e).powi(2)).mean().unwrap()
+        })
+    }
+
+    #[test]
+    fn ridge_helps_where_the_noise_is_as_large_as_what_an_input_tells() {
+        let before = Before { ridge: true, clip: false };
+        let w = noise(7, 64 * 32);
+        let [without, with] = with_noise(&rows(2048, 64, 6, 0.0), &w, 0.05, before);
+        assert!(with < 0.5 * without, "{without} {with}");
+        // Hardly any noise: nothing to gain, nothing lost.
+        let [without, with] = with_noise(&rows(2048, 64, 6, 0.0), &w, 1e-7, before);
+        assert!((with / without - 1.0).abs() < 0.05, "{without} {with}");
+    }
+
+    #[test]
+    fn clipping_helps_where_a_large_weight_has_an_input_that_hardly_varies() {
+        let before = Before { ridge: false, clip: true };
+        let mut x = rows(2048, 64, 60, 0.0);
+        x.index_axis_mut(Axis(1), 5).mapv_inplace(|v| v * 0.001);
+        let mut w = noise(7, 64 * 32);
+        w[5 * 32..6 * 32].fill(20.0);
+        let [without, with] = with_noise(&x, &w, 1e-9, before);
+        assert!(with < 0.5 * without, "{without} {with}");
+        // Weights alike: every one keeps its place.
+        let even = noise(7, 64 * 32);
+        let [without, with] = with_noise(&rows(2048, 64, 60, 0.0), &even, 1e-9, before);
+        assert!(with <= 1.02 * without, "{without} {with}");
     }
 }

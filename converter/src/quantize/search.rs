@@ -1,22 +1,27 @@
 //! Tries ways to quantize, one decision after the other, and judges each by the logits.
 
+use super::bias;
 use super::layers::Layer;
-use super::number::Affine;
-use super::round::{Rounded, compensated};
+use super::number::{Affine, symmetric};
+use super::round::{Before, Rounded, compensated};
 use super::smooth::{self, Site};
 use super::write::Recipe;
 use super::{Candidate, Probes, Rounding, Sqnr, write};
 use crate::progress;
-use ndarray::ArrayView1;
+use ndarray::{ArrayD, ArrayView1};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use vedge_calibration::{Calibrator, Histogram, InputMoments, Statistics, View};
 use vedge_runtime::model::card::Activations;
 use vedge_runtime::onnx::{Graph, to_f32};
 use vedge_runtime::{Card, Options, Result, Session};
 
+/// A symmetric range is taken for free where its steps are at most so many times as wide.
+const FREE: f32 = 1.05;
+/// Gain below which a refinement is not kept, dB.
+const WORTH_DB: f64 = 0.1;
 /// Likeness of the float model after its channels were evened out, dB; rounding alone leaves more than 80.
 const SAME_DB: f64 = 50.0;
 
@@ -36,17 +41,17 @@ pub struct Search<'a> {
 pub struct Ground<'a> {
     graph: Cow<'a, Graph>,
     layers: Cow<'a, [Layer]>,
-    statistics: Cow<'a, Statistics>,
+    statistics: Arc<Statistics>,
     smoothed: usize,
 }
 
 impl<'a> Ground<'a> {
     /// The model as it is.
-    pub fn plain(graph: &'a Graph, layers: &'a [Layer], statistics: &'a Statistics) -> Ground<'a> {
+    pub fn plain(graph: &'a Graph, layers: &'a [Layer], statistics: &Arc<Statistics>) -> Ground<'a> {
         Ground {
             graph: Cow::Borrowed(graph),
             layers: Cow::Borrowed(layers),
-            statistics: Cow::Borrowed(statistics),
+            statistics: statistics.clone(),
             smoothed: 0,
         }
     }
@@ -75,6 +80,8 @@ pub struct Attempt {
     pub recipe: Recipe,
     /// Indices of the layers left in float for the sake of accuracy.
     pub spared: BTreeSet<usize>,
+    /// What was observed of the float model.
+    pub statistics: Arc<Statistics>,
 }
 
 impl Search<'_> {
@@ -90,10 +97,107 @@ impl Search<'_> {
         for ground in std::iter::once(ground).chain(&even) {
             let ranges = ground.ranges(best);
             let noise = |l: &Layer| ranges.get(&l.activation).map_or(0.0, |r| rounding_noise(*r));
-            let rounded = self.round(ground, noise)?;
-            tried.push(self.judged(ground, Activations::Static, Some(best), Recipe { ranges, rounded }, &tried)?);
+            let rounded = self.round(ground, noise, Before::default())?;
+            let recipe = Recipe { ranges, rounded, ..Recipe::default() };
+            tried.push(self.judged(ground, Activations::Static, Some(best), recipe, &tried)?);
+        }
+        for (symmetric, ground) in self.symmetries(&tried, ground, even.as_ref()) {
+            let recipe = Recipe { symmetric, ..self::best(&tried).recipe.clone() };
+            tried.push(self.judged(ground, Activations::Static, Some(best), recipe, &tried)?);
         }
         Ok(tried)
+    }
+
+    /// Values to be int8 with zero point 0: all, as TensorRT wants it; and those whose steps hardly become wider by it.
+    fn symmetries<'g, 'm>(
+        &self,
+        tried: &[Attempt],
+        plain: &'g Ground<'m>,
+        even: Option<&'g Ground<'m>>,
+    ) -> Vec<(BTreeSet<String>, &'g Ground<'m>)> {
+        let best = best(tried);
+        let ground = even.filter(|_| best.candidate.smoothed > 0).unwrap_or(plain);
+        let all: BTreeSet<String> = best.recipe.ranges.keys().cloned().collect();
+        let free = |(value, range): (&String, &(f32, f32))| {
+            (symmetric(*range) <= FREE * Affine::over(*range).scale).then(|| value.clone())
+        };
+        let some: BTreeSet<String> = best.recipe.ranges.iter().filter_map(free).collect();
+        let mut sets = vec![(all.clone(), ground)];
+        if !some.is_empty() && some != all {
+            sets.push((some, ground));
+        }
+        sets
+    }
+
+    /// What else may bring a chosen attempt nearer, one after the other, each kept only where it does: large weights clipped,
+    /// weights fitted to noisy inputs, biases of depthwise convolutions corrected in the quantized model.
+    ///
+    /// # Errors
+    /// Those of running candidates.
+    pub fn refine(&self, mut a: Attempt, pictures: &[ArrayD<f32>], tried: &mut Vec<Candidate>) -> Result<Attempt> {
+        let mut before = Before::default();
+        for next in [Before { clip: true, ..before }, Before { ridge: true, ..before }] {
+            if a.recipe.rounded.is_empty() {
+                break;
+            }
+            let wanted = Before { clip: before.clip || next.clip, ridge: next.ridge };
+            let ground = Ground {
+                graph: Cow::Borrowed(&a.float),
+                layers: Cow::Borrowed(&a.layers),
+                statistics: a.statistics.clone(),
+                smoothed: a.candidate.smoothed,
+            };
+            let noise = |l: &Layer| match a.recipe.ranges.get(&l.activation) {
+                Some(r) if a.recipe.symmetric.contains(&l.activation) => f64::from(symmetric(*r)).powi(2) / 12.0,
+                Some(r) => rounding_noise(*r),
+                None => row_noise(&ground, l),
+            };
+            let rounded = self.round(&ground, noise, wanted)?;
+            let other = self.instead(&a, Recipe { rounded, ..a.recipe.clone() })?;
+            if self.keep(&mut a, other, tried, |c| if next.clip { c.clipped = true } else { c.ridge = true }) {
+                before = wanted;
+            }
+        }
+        let shifts = bias::depthwise(self, &a, pictures)?;
+        if !shifts.is_empty() {
+            let other = self.instead(&a, Recipe { shifts, ..a.recipe.clone() })?;
+            self.keep(&mut a, other, tried, |c| c.corrected = true);
+        }
+        Ok(a)
+    }
+
+    /// An attempt with another recipe.
+    fn instead(&self, a: &Attempt, recipe: Recipe) -> Result<Attempt> {
+        let other = Attempt {
+            candidate: a.candidate.clone(),
+            graph: a.graph.clone(),
+            float: a.float.clone(),
+            layers: a.layers.clone(),
+            recipe,
+            spared: a.spared.clone(),
+            statistics: a.statistics.clone(),
+        };
+        let bar = progress::bar("judging by the logits", self.probes.inputs.len());
+        let done = self.leaving(&other, a.spared.clone(), &bar);
+        bar.finish_and_clear();
+        done
+    }
+
+    /// Takes the other attempt where it is better by more than luck; what is not taken is noted.
+    fn keep(
+        &self,
+        a: &mut Attempt,
+        mut other: Attempt,
+        tried: &mut Vec<Candidate>,
+        mark: impl Fn(&mut Candidate),
+    ) -> bool {
+        mark(&mut other.candidate);
+        let better = other.candidate.effect.sqnr >= a.candidate.effect.sqnr + WORTH_DB;
+        if better {
+            std::mem::swap(a, &mut other);
+        }
+        tried.push(other.candidate);
+        better
     }
 
     fn calibrators(&self) -> Vec<Calibrator> {
@@ -106,7 +210,7 @@ impl Search<'_> {
         let mut tried = vec![self.judged(ground, Activations::PerToken, None, Recipe::default(), &[])?];
         let even = self.smooth(ground, sites, Activations::PerToken)?;
         for ground in std::iter::once(ground).chain(&even) {
-            let rounded = self.round(ground, |l| row_noise(ground, l))?;
+            let rounded = self.round(ground, |l| row_noise(ground, l), Before::default())?;
             tried.push(self.judged(
                 ground,
                 Activations::PerToken,
@@ -124,7 +228,7 @@ impl Search<'_> {
             for c in self.calibrators() {
                 let mut ranges = ground.ranges(c);
                 ranges.retain(|value, _| convolutions.contains(value));
-                let recipe = Recipe { ranges, rounded: rounded.clone() };
+                let recipe = Recipe { ranges, rounded: rounded.clone(), ..Recipe::default() };
                 tried.push(self.judged(ground, Activations::PerToken, Some(c), recipe, &tried)?);
             }
         }
@@ -155,7 +259,7 @@ impl Search<'_> {
         let ground = Ground {
             graph: Cow::Owned(graph),
             layers: Cow::Owned(layers),
-            statistics: Cow::Owned(statistics),
+            statistics: Arc::new(statistics),
             smoothed: chosen.len(),
         };
         Ok((same.db() > SAME_DB).then_some(ground))
@@ -175,14 +279,32 @@ impl Search<'_> {
         let effect = self.probes.judge(&graph, self.options, &bar, hopeless(others))?;
         bar.finish_and_clear();
         let rounding = if recipe.rounded.is_empty() { Rounding::Nearest } else { Rounding::Compensated };
-        let candidate = Candidate { activations, calibrator, rounding, smoothed: ground.smoothed, spared: 0, effect };
+        let candidate = Candidate {
+            activations,
+            calibrator,
+            rounding,
+            smoothed: ground.smoothed,
+            ranges: recipe.ranges.len(),
+            symmetric: recipe.symmetric.len(),
+            clipped: false,
+            ridge: false,
+            corrected: false,
+            spared: 0,
+            effect,
+        };
         let (float, layers) = (ground.graph.clone().into_owned(), ground.layers.to_vec());
-        Ok(Attempt { candidate, graph, float, layers, recipe, spared: BTreeSet::new() })
+        let statistics = ground.statistics.clone();
+        Ok(Attempt { candidate, graph, float, layers, recipe, spared: BTreeSet::new(), statistics })
     }
 
     /// Compensated integers of every layer whose inputs are known and whose weight it has for itself. `noise` is the
     /// variance that quantization adds to each input.
-    fn round(&self, ground: &Ground<'_>, noise: impl Fn(&Layer) -> f64 + Sync) -> Result<BTreeMap<usize, Rounded>> {
+    fn round(
+        &self,
+        ground: &Ground<'_>,
+        noise: impl Fn(&Layer) -> f64 + Sync,
+        before: Before,
+    ) -> Result<BTreeMap<usize, Rounded>> {
         let mut uses: BTreeMap<&str, usize> = BTreeMap::new();
         let layers = &ground.layers;
         layers.iter().for_each(|l| *uses.entry(&l.weight).or_default() += 1);
@@ -193,7 +315,7 @@ impl Search<'_> {
             while let Some(l) = layers.get(next.fetch_add(1, Ordering::Relaxed)) {
                 if let Some(m) = ground.moments(l).filter(|_| uses[l.weight.as_str()] == 1) {
                     let rounded =
-                        to_f32(&ground.graph.initializers[&l.weight]).map(|w| compensated(l, &w, m, noise(l)));
+                        to_f32(&ground.graph.initializers[&l.weight]).map(|w| compensated(l, &w, m, noise(l), before));
                     done.lock().expect("no worker panics").push((l.node, rounded));
                 }
                 bar.inc(1);
@@ -235,3 +357,7 @@ pub fn best(tried: &[Attempt]) -> &Attempt {
 fn rounding_noise(range: (f32, f32)) -> f64 {
     f64::from(Affine::over(range).scale).powi(2) / 12.0
 }
+
+#[cfg(test)]
+#[path = "refine_tests.rs"]
+mod tests;

@@ -1,10 +1,9 @@
 //! Small layers that matter much: where a few layers that take little of the work make much of the noise, they keep float16
 //! weights and float arithmetic (as a rule the patch embedding, which reads pixels, or the first convolutions).
 
-use super::layers::Layer;
+use super::layers::macs;
 use super::search::{Attempt, Search, best, hopeless};
 use crate::progress;
-use vedge_runtime::onnx::{Graph, elements};
 use vedge_runtime::{Error, Result};
 
 /// Share of the model's multiply-accumulates in layers that may stay float for the sake of accuracy: float layers take
@@ -86,12 +85,6 @@ impl Search<'_> {
 
 fn better<'a>(a: &'a Attempt, b: &'a Attempt) -> &'a Attempt {
     if b.candidate.effect.sqnr > a.candidate.effect.sqnr { b } else { a }
-}
-
-/// Multiply-accumulates of a layer; 0 where shapes are not known.
-fn macs(g: &Graph, l: &Layer) -> usize {
-    let output = g.nodes[l.node].output.first().and_then(|o| g.shape(o)).unwrap_or_default();
-    elements(&output) / l.shape[l.out_axis].max(1) * elements(&l.shape)
 }
 
 #[cfg(test)]

@@ -40,7 +40,7 @@ fn small_beside_large(spread: f32) -> Quantized {
     quantize(
         &g,
         &Wish { preset: Preset::Cpu, ..Wish::default() },
-        Some(&Evidence { statistics, probes }),
+        Some(&Evidence { statistics: statistics.into(), pictures: vec![], probes }),
         &card(),
         &options,
     )

@@ -255,8 +255,14 @@ fn quantized_beside_a_row(times: f32, preset: Preset) -> Quantized {
     })
     .unwrap();
     let probes = Probes { inputs, reference, classes: vec![0; 8], output: 0, probabilities: false, held_out: false };
-    quantize(&g, &Wish { preset, ..Wish::default() }, Some(&Evidence { statistics, probes }), &card(), &options)
-        .unwrap()
+    quantize(
+        &g,
+        &Wish { preset, ..Wish::default() },
+        Some(&Evidence { statistics: statistics.into(), pictures: vec![], probes }),
+        &card(),
+        &options,
+    )
+    .unwrap()
 }
 
 #[test]
@@ -276,7 +282,7 @@ fn without_a_meaningful_difference_the_portable_file_is_chosen() {
     assert_eq!(done.activations, Activations::Static, "{:?}", done.candidates);
     assert_eq!(count(&done.graph, "QuantizeLinear"), 1);
     // All were tried, and the first is the chosen one.
-    assert_eq!(done.candidates.len(), 8);
+    assert!(done.candidates.len() >= 8, "{:?}", done.candidates);
     assert_eq!(done.candidates[0].activations, Activations::Static);
 }
 
@@ -316,7 +322,7 @@ fn one_hopeless_layer(target: Target) -> Quantized {
     quantize(
         &g,
         &Wish { preset: Preset::Cpu, target, ..Wish::default() },
-        Some(&Evidence { statistics, probes }),
+        Some(&Evidence { statistics: statistics.into(), pictures: vec![], probes }),
         &card(),
         &options,
     )

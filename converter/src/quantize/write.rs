@@ -1,7 +1,7 @@
 //! Writes integers into a graph as standard ONNX: QuantizeLinear and DequantizeLinear pairs, int8 initializers.
 
 use super::layers::{Layer, node_name};
-use super::number::{Affine, Weight, quantize_weight};
+use super::number::{Affine, Weight, quantize_weight, symmetric};
 use super::round::Rounded;
 use half::f16;
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,6 +16,10 @@ const FIRST_OPSET: i64 = 13;
 pub struct Recipe {
     /// Range of each activation that gets QuantizeLinear and DequantizeLinear.
     pub ranges: BTreeMap<String, (f32, f32)>,
+    /// Those of them that are int8 with zero point 0; the others are uint8 with a zero point of their own.
+    pub symmetric: BTreeSet<String>,
+    /// What biases gain beyond that, by index of the node.
+    pub shifts: BTreeMap<usize, Vec<f32>>,
     /// Integers of layers and what their biases gain, by index of the node; the others' weights are rounded to the nearest.
     pub rounded: BTreeMap<usize, Rounded>,
 }
@@ -35,7 +39,7 @@ pub fn write_int8(g: &mut Graph, layers: &[Layer], recipe: &Recipe) -> Result<()
     let by_node: BTreeMap<usize, &Layer> = layers.iter().map(|l| (l.node, l)).collect();
     let mut activations: BTreeMap<String, String> = BTreeMap::new();
     let mut weights: BTreeMap<(String, usize), String> = BTreeMap::new();
-    let mut shifts: Vec<(String, &Layer, &[f32])> = vec![];
+    let mut shifts: Vec<(String, &Layer, Vec<f32>)> = vec![];
     let nodes = std::mem::take(&mut g.nodes);
     // Names are looked for in the whole graph, so the old nodes go back one by one and the rest is kept aside.
     let taken: BTreeSet<String> = nodes.iter().flat_map(|n| n.output.iter().cloned()).collect();
@@ -44,12 +48,12 @@ pub fn write_int8(g: &mut Graph, layers: &[Layer], recipe: &Recipe) -> Result<()
             if let Some(&range) = recipe.ranges.get(&l.activation) {
                 let dequantized = activations
                     .entry(l.activation.clone())
-                    .or_insert_with_key(|a| quantize_activation(g, &taken, a, Affine::over(range)));
+                    .or_insert_with_key(|a| quantize_activation(g, &taken, a, range, recipe.symmetric.contains(a)));
                 n.input[0] = dequantized.clone();
             }
             n.input[1] = match recipe.rounded.get(&i) {
                 Some(r) => {
-                    shifts.push((n.output[0].clone(), l, &r.bias));
+                    shifts.push((n.output[0].clone(), l, r.bias.clone()));
                     weight_int8(g, &taken, l, &r.weight)
                 }
                 None => {
@@ -62,6 +66,9 @@ pub fn write_int8(g: &mut Graph, layers: &[Layer], recipe: &Recipe) -> Result<()
                     weights[&key].clone()
                 }
             };
+            if let Some(s) = recipe.shifts.get(&i) {
+                shifts.push((n.output[0].clone(), l, s.clone()));
+            }
             if n.name().is_empty() {
                 n.name = Some(node_name(&n));
             }
@@ -69,7 +76,7 @@ pub fn write_int8(g: &mut Graph, layers: &[Layer], recipe: &Recipe) -> Result<()
         g.nodes.push(n);
     }
     for (output, layer, shift) in shifts {
-        shift_bias(g, &output, layer.shape[layer.out_axis], shift);
+        shift_bias(g, &output, layer.shape[layer.out_axis], &shift);
     }
     g.prune_unused();
     Ok(())
@@ -135,14 +142,27 @@ fn append_add(g: &mut Graph, at: usize, channels: usize, shift: &[f32]) {
     g.nodes.insert(at + 1, NodeProto::of("Add", &[&product, &bias], &[&output], vec![]));
 }
 
-fn quantize_activation(g: &mut Graph, taken: &BTreeSet<String>, value: &str, a: Affine) -> String {
+fn quantize_activation(
+    g: &mut Graph,
+    taken: &BTreeSet<String>,
+    value: &str,
+    range: (f32, f32),
+    is_symmetric: bool,
+) -> String {
+    let (step, dtype, point) = match is_symmetric {
+        true => (symmetric(range), DType::Int8, 0),
+        false => {
+            let a = Affine::over(range);
+            (a.scale, DType::Uint8, a.zero_point)
+        }
+    };
     let [scale, zero, q, dq] = ["scale", "zero_point", "quantized", "dequantized"].map(|s| fresh(g, taken, value, s));
-    g.initializers.insert(scale.clone(), f32_tensor(&scale, &[], &[a.scale]));
-    g.initializers.insert(zero.clone(), tensor(&zero, DType::Uint8, &[], vec![a.zero_point]));
+    g.initializers.insert(scale.clone(), f32_tensor(&scale, &[], &[step]));
+    g.initializers.insert(zero.clone(), tensor(&zero, dtype, &[], vec![point]));
     g.nodes.push(NodeProto::of("QuantizeLinear", &[value, &scale, &zero], &[&q], vec![]));
     g.nodes.push(NodeProto::of("DequantizeLinear", &[&q, &scale, &zero], &[&dq], vec![]));
     if let Some(shape) = g.shape(value) {
-        g.value_info.insert(q.clone(), value_info(&q, DType::Uint8, &shape));
+        g.value_info.insert(q.clone(), value_info(&q, dtype, &shape));
         g.value_info.insert(dq.clone(), value_info(&dq, DType::Float, &shape));
     }
     dq

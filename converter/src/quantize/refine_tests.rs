@@ -1,0 +1,126 @@
+//! Each refinement where it helps, and where it stays off.
+
+use super::super::tests::{card, empty, noise};
+use super::super::{Evidence, Preset, Probes, Quantized, Wish, quantize};
+use ndarray::ArrayD;
+use vedge_calibration::{Partial, Tap, View, collect};
+use vedge_runtime::onnx::{DType, Graph, NodeProto, attr, f32_tensor, value_info};
+use vedge_runtime::{Options, Session};
+
+/// Quantizes a graph of one input `x` and one output `y` with these inputs as calibration and as judges.
+fn quantized(g: &Graph, inputs: Vec<ArrayD<f32>>, taps: &[Tap], preset: Preset) -> Quantized {
+    let options = Options::default();
+    let all = inputs.iter().cloned().map(Ok);
+    let statistics = collect(g, taps, Partial::default(), all, &options, |_, _| {}).unwrap();
+    let mut session = Session::from_graph(g.clone(), &options).unwrap();
+    let mut answer = |x: &ArrayD<f32>| session.run(std::slice::from_ref(x)).unwrap()[0].iter().copied().collect();
+    let reference: Vec<Vec<f32>> = inputs.iter().map(&mut answer).collect();
+    let classes = vec![0; inputs.len()];
+    let pictures = inputs.clone();
+    let probes = Probes { inputs, reference, classes, output: 0, probabilities: false, held_out: false };
+    let evidence = Evidence { statistics: statistics.into(), pictures, probes };
+    quantize(g, &Wish { preset, ..Wish::default() }, Some(&evidence), &card(), &options).unwrap()
+}
+
+/// A depthwise convolution of pictures whose pixels lie around `mean`.
+fn depthwise(mean: f32) -> Quantized {
+    let mut g = empty(17);
+    g.inputs.push(value_info("x", DType::Float, &[1, 8, 10, 10]));
+    g.outputs.push(value_info("y", DType::Float, &[1, 8, 8, 8]));
+    g.initializers.insert("w".into(), f32_tensor("w", &[8, 1, 3, 3], &noise(1, 72)));
+    let how = vec![attr::int("group", 8), attr::ints("kernel_shape", &[3, 3])];
+    g.nodes.push(NodeProto::of("Conv", &["x", "w"], &["y"], how));
+    let picture = |seed: u64| {
+        let x = noise(1000 * seed, 800).into_iter().map(|v| mean + 0.1 * v).collect();
+        ArrayD::from_shape_vec(vec![1, 8, 10, 10], x).unwrap()
+    };
+    // Without moments of its inputs, so that rounding does not correct the bias before.
+    quantized(&g, (1..13).map(picture).collect(), &[Tap::range("x")], Preset::Portable)
+}
+
+#[test]
+fn biases_of_a_depthwise_convolution_are_corrected_where_its_inputs_have_a_mean() {
+    let done = depthwise(1.0);
+    let [chosen, without] = [true, false].map(|c| done.candidates.iter().find(|x| x.corrected == c).unwrap());
+    assert!(done.candidates[0].corrected, "{:?}", done.candidates);
+    assert!(chosen.effect.sqnr > without.effect.sqnr + 6.0, "{} {}", chosen.effect.sqnr, without.effect.sqnr);
+}
+
+#[test]
+fn biases_stay_where_there_is_nothing_to_correct() {
+    let done = depthwise(0.0);
+    assert!(!done.candidates[0].corrected, "{:?}", done.candidates);
+    assert!(done.candidates.iter().any(|c| c.corrected), "it was tried");
+}
+
+/// A linear layer on rows that `change` makes of noise, with weights that `weigh` changes.
+fn linear(
+    preset: Preset,
+    views: &[View],
+    change: impl Fn(usize, f32) -> f32,
+    weigh: impl Fn(usize, f32) -> f32,
+) -> Quantized {
+    let rows =
+        |seed: u64| noise(5000 * seed, 40 * 64).into_iter().enumerate().map(|(i, v)| change(i % 64, v)).collect();
+    linear_of(preset, views, rows, weigh)
+}
+
+/// A linear layer on rows, forty to a picture.
+fn linear_of(
+    preset: Preset,
+    views: &[View],
+    rows: impl Fn(u64) -> Vec<f32>,
+    weigh: impl Fn(usize, f32) -> f32,
+) -> Quantized {
+    let mut g = empty(17);
+    g.inputs.push(value_info("x", DType::Float, &[1, 40, 64]));
+    g.outputs.push(value_info("y", DType::Float, &[1, 40, 24]));
+    let w: Vec<f32> = noise(1, 64 * 24).into_iter().enumerate().map(|(i, w)| weigh(i / 24, w)).collect();
+    g.initializers.insert("w".into(), f32_tensor("w", &[64, 24], &w));
+    g.nodes.push(NodeProto::of("MatMul", &["x", "w"], &["y"], vec![]));
+    let picture = |seed: u64| ArrayD::from_shape_vec(vec![1, 40, 64], rows(seed)).unwrap();
+    let tap = Tap { views: views.to_vec(), ..Tap::range("x") };
+    quantized(&g, (1..13).map(picture).collect(), &[tap], preset)
+}
+
+#[test]
+fn values_on_both_sides_of_zero_are_symmetric_and_others_are_not() {
+    let done = linear(Preset::Portable, &[], |_, v| v, |_, w| w);
+    let c = &done.candidates[0];
+    assert_eq!((c.ranges, c.symmetric), (1, 1), "{:?}", done.candidates);
+    let zero = done.graph.nodes.iter().find(|n| n.op_type() == "QuantizeLinear").unwrap().input_name(2).to_string();
+    assert_eq!(done.graph.initializers[&zero].dtype(), DType::Int8);
+    // As after GELU: half of the integers would never be used.
+    let done = linear(Preset::Portable, &[], |_, v| v.max(-0.05), |_, w| w);
+    assert_eq!(done.candidates[0].symmetric, 0, "{:?}", done.candidates);
+    assert!(done.candidates.iter().any(|c| c.symmetric == 1), "it was tried");
+}
+
+#[test]
+fn a_large_weight_of_a_quiet_input_is_clipped_and_even_weights_are_not() {
+    let quiet = |i: usize, v: f32| if i == 5 { 0.001 * v } else { v };
+    let done = linear(Preset::Cpu, &[View::Rows], quiet, |i, w| if i == 5 { 40.0 } else { w });
+    assert!(done.candidates[0].clipped, "{:?}", done.candidates);
+    let done = linear(Preset::Cpu, &[View::Rows], |_, v| v, |_, w| w);
+    assert!(!done.candidates[0].clipped, "{:?}", done.candidates);
+}
+
+#[test]
+fn weights_are_fitted_to_noisy_inputs_where_those_have_few_directions() {
+    // 64 inputs that move in four directions, and one token that makes the steps coarse: the rounding's noise in the other
+    // directions is nothing that weights need to pass on.
+    let basis = noise(77, 4 * 64);
+    let few = |seed: u64| {
+        let at = noise(5000 * seed, 40 * 4);
+        let value = |i: usize| (0..4).map(|k| at[i / 64 * 4 + k] * basis[k * 64 + i % 64]).sum();
+        (0..40 * 64).map(|i| if (seed, i) == (1, 0) { 100.0 } else { value(i) }).collect()
+    };
+    let done = linear_of(Preset::Portable, &[View::Rows], few, |_, w| w);
+    assert!(done.candidates[0].ridge, "{:?}", done.candidates);
+    let best = |ridge: bool| {
+        done.candidates.iter().filter(|c| c.ridge == ridge).map(|c| c.effect.sqnr).fold(f64::MIN, f64::max)
+    };
+    assert!(best(true) > best(false) + 3.0, "{} {}", best(true), best(false));
+    let done = linear(Preset::Cpu, &[View::Rows], |_, v| v, |_, w| w);
+    assert!(!done.candidates[0].ridge, "{:?}", done.candidates);
+}
