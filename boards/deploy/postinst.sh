@@ -8,6 +8,7 @@ if [ "$1" = configure ]; then
   fi
   if [ -d /run/systemd/system ]; then
     systemctl --system daemon-reload
-    systemctl restart @NAME@.service
+    # A service that does not start, of a wrong setting for example, does not keep the package from being configured.
+    systemctl restart @NAME@.service || echo "@NAME@ does not start yet: journalctl -u @NAME@ tells why" >&2
   fi
 fi

@@ -1,6 +1,10 @@
 //! Tells people what happens, on standard error, and the service manager that the program is alive.
 
+use std::fmt::Display;
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::{Duration, Instant};
 use vedge_runtime::pipeline::{Notice, Watcher};
@@ -11,6 +15,8 @@ const STATUS: Duration = Duration::from_secs(10);
 /// Follows a run.
 pub struct Watch {
     manager: Option<Manager>,
+    /// What stands before a warning, so that systemd's journal knows it as one (sd-daemon(3)).
+    warning: &'static str,
 }
 
 /// systemd's end of `sd_notify(3)`: datagrams to the socket in `NOTIFY_SOCKET`.
@@ -22,12 +28,14 @@ struct Manager {
     ready: bool,
     pinged: Instant,
     told: Instant,
+    /// Why the source gives no frames.
+    lost: Option<String>,
 }
 
 impl Watch {
     /// By the environment.
     pub fn new() -> Watch {
-        Watch { manager: Manager::from_environment() }
+        Watch { manager: Manager::from_environment(), warning: if to_journal() { "<4>" } else { "" } }
     }
 
     /// The run ends.
@@ -36,14 +44,44 @@ impl Watch {
             manager.send("STOPPING=1");
         }
     }
+
+    /// The source is lost for this reason, or there again.
+    fn source(&mut self, lost: Option<&dyn Display>) {
+        if let Some(manager) = &mut self.manager {
+            manager.lost = lost.map(|why| why.to_string().replace('\n', " "));
+            manager.told = Instant::now();
+            manager.status(None);
+        }
+    }
+}
+
+/// Whether standard error is a journal's: `JOURNAL_STREAM` names its device and inode.
+fn to_journal() -> bool {
+    let stream = std::env::var("JOURNAL_STREAM").unwrap_or_default();
+    let ours = std::io::stderr().as_fd().try_clone_to_owned().and_then(|fd| File::from(fd).metadata());
+    ours.is_ok_and(|m| format!("{}:{}", m.dev(), m.ino()) == stream)
 }
 
 impl Watcher for Watch {
     fn notice(&mut self, notice: Notice) {
+        let warning = self.warning;
         match notice {
-            Notice::Skipped(e) => eprintln!("warning: skipped: {e}"),
-            Notice::Lost(e) => eprintln!("warning: {e}; trying again"),
-            Notice::Back(source) => eprintln!("source: {source}, again"),
+            Notice::Skipped(e) => eprintln!("{warning}warning: skipped: {e}"),
+            Notice::Lost(e) => {
+                self.source(Some(&e));
+                eprintln!("{warning}warning: {e}; trying again");
+            }
+            Notice::Failing(e) => {
+                self.source(Some(&e));
+                eprintln!("{warning}warning: still trying: {e}");
+                if let Some(hint) = e.hint() {
+                    eprintln!("hint: {hint}");
+                }
+            }
+            Notice::Back(source) => {
+                self.source(None);
+                eprintln!("source: {source}, again");
+            }
             Notice::Report(report) => eprintln!("{report}"),
         }
     }
@@ -68,7 +106,7 @@ impl Manager {
         let interval = micros.map(|u| Duration::from_micros(u) / 2);
         let (socket, now) = (UnixDatagram::unbound().ok()?, Instant::now());
         socket.set_nonblocking(true).ok()?;
-        Some(Manager { socket, address: address.ok()?, interval, ready: false, pinged: now, told: now })
+        Some(Manager { socket, address: address.ok()?, interval, ready: false, pinged: now, told: now, lost: None })
     }
 
     /// A manager that does not listen is no reason to stop.
@@ -76,9 +114,17 @@ impl Manager {
         let _ = self.socket.send_to_addr(state.as_bytes(), &self.address);
     }
 
+    fn status(&self, answers: Option<u64>) {
+        match (&self.lost, answers) {
+            (Some(why), _) => self.send(&format!("STATUS=no frames: {why}")),
+            (None, Some(answers)) => self.send(&format!("STATUS={answers} frames")),
+            (None, None) => self.send("STATUS=frames again"),
+        }
+    }
+
     fn alive(&mut self, answers: u64) {
-        // ready with the first answer: a camera that never gives one is a service that does not start
-        if answers > 0 && !self.ready {
+        // Ready when the model is loaded and the threads run: a board whose camera is plugged in later has started.
+        if !self.ready {
             self.ready = true;
             self.send("READY=1");
         }
@@ -88,7 +134,7 @@ impl Manager {
         }
         if self.told.elapsed() >= STATUS {
             self.told = Instant::now();
-            self.send(&format!("STATUS={answers} frames"));
+            self.status(Some(answers));
         }
     }
 }

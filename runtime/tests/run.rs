@@ -305,6 +305,64 @@ fn a_reader_that_goes_away_ends_it_cleanly() {
     assert!(!String::from_utf8_lossy(&output.stderr).contains("error"), "{}", told(&output));
 }
 
+/// Does not outlive its test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What the service manager is told until something fits; the socket stands for systemd's.
+fn told_manager(socket: &std::os::unix::net::UnixDatagram, wanted: &str) -> Vec<String> {
+    let mut told = vec![];
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(20) && !told.iter().any(|t: &String| t.starts_with(wanted)) {
+        let mut buffer = [0; 1000];
+        if let Ok(n) = socket.recv(&mut buffer) {
+            told.push(String::from_utf8_lossy(&buffer[..n]).into_owned());
+        }
+    }
+    told
+}
+
+#[test]
+fn a_service_without_a_camera_has_started_and_says_why_it_waits() {
+    let place = work().join("notify");
+    let socket = std::os::unix::net::UnixDatagram::bind(&place).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut command = vedge_run(&[model().to_str().unwrap(), "/dev/video-none", "--wait"]);
+    command.env("NOTIFY_SOCKET", &place).env("WATCHDOG_USEC", "200000").stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut running = Running(command.spawn().unwrap());
+    let child = &mut running.0;
+    let told = told_manager(&socket, "WATCHDOG=1");
+    let ready = told.iter().position(|t| t == "READY=1");
+    let status = told.iter().find(|t| t.starts_with("STATUS=no frames: cannot open camera /dev/video-none"));
+    assert!(ready.is_some() && status.is_some() && told.contains(&"WATCHDOG=1".into()), "{told:?}");
+    // a process that is stopped tells nothing: the manager would start it again
+    kill(child, "STOP");
+    socket.set_nonblocking(true).unwrap();
+    while socket.recv(&mut [0; 1000]).is_ok() {}
+    socket.set_nonblocking(false).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    assert!(socket.recv(&mut [0; 1000]).is_err());
+    kill(child, "CONT");
+    assert!(told_manager(&socket, "WATCHDOG=1").contains(&"WATCHDOG=1".into()));
+    kill(child, "TERM");
+    assert!(told_manager(&socket, "STOPPING=1").contains(&"STOPPING=1".into()));
+    let mut text = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+    assert!(child.wait().unwrap().success(), "{text}");
+    assert!(text.contains("warning: cannot open camera /dev/video-none") && text.contains("trying again"), "{text}");
+}
+
+fn kill(child: &Child, signal: &str) {
+    let arguments = [format!("-{signal}"), child.id().to_string()];
+    assert!(Command::new("kill").args(arguments).status().unwrap().success());
+}
+
 #[test]
 fn infer_runs_every_row() {
     let rows = ndarray::ArrayD::from_shape_fn(ndarray::IxDyn(&[3, 3, 64, 64]), |i| {

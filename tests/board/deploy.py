@@ -258,6 +258,10 @@ def cases(vedge, run, model, work, board, arm):
     assert result.returncode == 0, result.stderr
     assert f"| {model.name} | " in record.read_text() and "kernels" in record.read_text(), record.read_text()
     passed("bench --on brings the record back")
+    # Below 200 °C at once where there is a sensor; without one the board says so.
+    result = subprocess.run([*line[:-2], "--cool-down", "200"], capture_output=True, text=True)
+    assert result.returncode == 0 or "this machine tells no temperature" in result.stderr, result.stderr
+    passed("bench --on takes --cool-down there")
 
     error = deploy(first, expect=1, host="nobody-at-all@127.0.0.1")
     assert "failed or broke" in error

@@ -1,10 +1,12 @@
 """A board from the first deployment to a failed upgrade, in an arm64 virtual machine with Debian, systemd and a camera.
 
 Usage: board.py --vedge VEDGE --board VEDGE_RUN --feed FEED --host VEDGE_RUN --model MODEL.onnx [--work target/vm] [--memory 512]
+  [--large MODEL.onnx]
 
 The machine has a disk, udev, ssh (dropbear) and the kernel's virtual camera, which shows one known picture. In it:
-deploy over ssh, the service answers with the picture's label, reboot and it still does, an upgrade that fails its
-self-test is rolled back, a Debian package installs, runs and purges without a trace.
+deploy over ssh, the service answers with the picture's label, reboot and it still does, systemd starts it again when it
+hangs, an upgrade that fails its self-test is rolled back, a Debian package installs without its camera, answers when that
+comes, and purges without a trace. With --large a second model runs on the camera in a control group of LARGE_MIB.
 """
 
 import argparse
@@ -24,6 +26,10 @@ sys.path.insert(0, str(HERE.parent / "board"))
 from deploy import repack  # noqa: E402
 from run import HEIGHT, PICTURES, WIDTH, modules, raw_frame, top_label  # noqa: E402
 
+# systemd takes the service for hung after so many seconds, here; the unit's own setting is compared with UNIT.
+WATCHDOG = 8
+UNIT = {"Type": "notify", "WatchdogUSec": "30s", "DevicePolicy": "closed", "NoNewPrivileges": "yes", "ProtectSystem": "strict"}
+LARGE_MIB = 128
 PICTURE = "1_trouser/00002.png"
 DRIVERS = ["virtio_pci", "virtio_mmio", "virtio_blk", "ext4", "virtio_net", "vivid"]
 
@@ -74,6 +80,12 @@ class Machine:
             self.process.kill()
             self.process.wait()
 
+    def shows(self, unit):
+        """What systemd knows of a service."""
+        names = ["MainPID", "NRestarts", "ActiveState", "StatusText", *UNIT]
+        lines = self.run(f"systemctl show {unit} " + " ".join(f"-p {name}" for name in names)).stdout.splitlines()
+        return dict(line.split("=", 1) for line in lines)
+
     def labels(self, unit):
         """Labels of the last answers in the journal, of this boot."""
         text = self.run(f"journalctl -b -o cat -n 50 -u {unit}").stdout
@@ -114,6 +126,7 @@ def main():
     parser = argparse.ArgumentParser(usage=__doc__)
     for name in ("vedge", "board", "feed", "host", "model"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--large", type=Path)
     parser.add_argument("--cpu", default="cortex-a72")
     parser.add_argument("--memory", type=int, default=512)
     parser.add_argument("--work", type=Path, default=Path("target/vm"))
@@ -146,6 +159,28 @@ def main():
     print(f"{count} passed, 0 failed\nthe board's life in {args.memory} MiB on {args.cpu}: {time.time() - begun:.0f} s")
 
 
+def large(args, machine, work, source):
+    """A large model, which vedge bundles for the smallest Raspberry Pi, on the camera with little memory."""
+    line = [args.vedge, "bundle", args.large, "--board", "raspberry-pi-zero-2-w", "--program", args.board, "-o", work / "large", *source]
+    subprocess.run(line, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for name in ("vedge-run", "model.onnx"):
+        with open(work / "large" / name, "rb") as file:
+            subprocess.run([*machine.ssh.split(), "root@127.0.0.1", f"cat >/root/{name}; chmod 755 /root/{name}"], stdin=file, check=True)
+    group = "/sys/fs/cgroup/large"
+    machine.run(f"echo +memory >/sys/fs/cgroup/cgroup.subtree_control; mkdir {group}; echo {LARGE_MIB}M >{group}/memory.max")
+    machine.run(f"if [ -e {group}/memory.swap.max ]; then echo 0 >{group}/memory.swap.max; fi")
+    limit = f"echo $$ >{group}/cgroup.procs && exec /root/vedge-run"
+    frames = machine.run(f"{limit} /root/model.onnx {source[1]!r} --top 1 --max-frames 2", timeout=600).stdout
+    assert len([top_label(line) for line in frames.splitlines() if line.startswith("{")]) == 2, frames
+    report = json.loads(machine.run(f"{limit} bench /root/model.onnx --runs 1 --warmup 0 --json", timeout=600).stdout)
+    peak, size = report["peak_memory_mib"], args.large.stat().st_size / 1e6
+    assert "oom_kill 0" in machine.run(f"cat {group}/memory.events").stdout
+    return (
+        f"{args.large.name} ({size:.1f} MB) runs on the camera in {LARGE_MIB} MiB of a machine with {args.memory}; "
+        f"peak {peak:.1f} MiB"
+    )
+
+
 def cases(args, machine, label):
     done = 0
 
@@ -161,7 +196,7 @@ def cases(args, machine, label):
 
     def bundle(name, *more):
         line = [args.vedge, "bundle", args.model, "--board", "generic-aarch64", "--program", args.board, "-o", work / name]
-        subprocess.run([*line, *source, *more], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run([*line, *(more if "--source" in more else [*source, *more])], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         return work / name
 
     def deploy(what, *more, expect=0):
@@ -186,6 +221,25 @@ def cases(args, machine, label):
     machine.answers("vedge", label)
     passed("rebooted; it answers again")
 
+    shown = machine.shows("vedge")
+    assert {name: shown[name] for name in UNIT} == UNIT, shown
+    drop_in = "/run/systemd/system/vedge.service.d"
+    machine.run(f"mkdir -p {drop_in}; printf '[Service]\\nWatchdogSec={WATCHDOG}\\n' >{drop_in}/test.conf; systemctl daemon-reload")
+    machine.run("systemctl restart vedge")
+    shown = machine.shows("vedge")
+    assert shown["ActiveState"] == "active", shown
+    restarts = int(shown["NRestarts"])
+    begun = time.time()
+    machine.run(f"kill -STOP {shown['MainPID']}")
+    while int(machine.shows("vedge")["NRestarts"]) == restarts:
+        assert time.time() - begun < 10 * WATCHDOG, f"still hung: {machine.shows('vedge')}"
+        time.sleep(1)
+    seconds = time.time() - begun
+    assert "Watchdog timeout" in machine.run("journalctl -b -u vedge").stdout
+    machine.run(f"rm -r {drop_in}; systemctl daemon-reload; systemctl restart vedge; journalctl --rotate; journalctl --vacuum-time=1s")
+    machine.answers("vedge", label)
+    passed(f"a service that hangs is started again (after {seconds:.0f} s), and answers")
+
     liar = work / "liar"
     liar.write_text('#!/bin/sh\ncase $1 in doctor) echo "BAD   self-test    cosine 0.1"; exit 1 ;; esac\nexit 0\n')
     failing = work / "failing"
@@ -198,16 +252,21 @@ def cases(args, machine, label):
     passed("an upgrade that fails its self-test is rolled back")
 
     machine.run("systemctl disable --now vedge")
-    package = bundle("vedge-deb.deb", "--name", "vedge-deb")
+    package = bundle("vedge-deb.deb", "--name", "vedge-deb", "--source", source[1].replace("video0", "camera"))
     with open(package, "rb") as file:
         subprocess.run([*machine.ssh.split(), "root@127.0.0.1", "cat >/root/vedge.deb"], stdin=file, check=True)
     machine.run("dpkg -i /root/vedge.deb")
+    shown = machine.shows("vedge-deb")
+    assert shown["ActiveState"] == "active" and shown["StatusText"].startswith("no frames: cannot open camera /dev/camera"), shown
+    machine.run("ln -s video0 /dev/camera")
     machine.answers("vedge-deb", label)
     machine.run("dpkg --purge vedge-deb")
     left = machine.run("find / -xdev -name '*vedge-deb*' -not -path '/proc/*' -not -path '/var/log/*'").stdout.split()
     assert not left, f"left behind: {left}"
     assert machine.run("systemctl is-active vedge-deb", check=False).returncode != 0
-    passed("a Debian package installs, answers and purges without a trace")
+    passed("a Debian package installs without its camera, answers when that comes, and purges without a trace")
+    if args.large:
+        passed(large(args, machine, work, source))
     machine.run("poweroff", check=False, timeout=20)
     return done
 

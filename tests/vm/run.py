@@ -6,10 +6,13 @@ Boots Debian's arm64 kernel with the driver vivid under qemu-system-aarch64, pla
 node (tests/vm/feed), captures them from /dev/video0 with the board program, one pixel format after the other, and compares
 every label with the picture's class and with what the same program says here for the same picture from a file. A second
 camera, /dev/video2, has several planes a buffer and shows a test pattern, on which all formats must agree with the first
-camera; it loses frames, fails and is unplugged while the program runs.
+camera; it loses frames, fails and is unplugged while the program runs, and comes back under another number. A third one,
+/dev/video9 of the driver v4l2loopback, gives JPEG frames as webcams make them: without Huffman tables, with bytes after the
+end, cut off.
 """
 
 import argparse
+import io
 import json
 import subprocess
 import sys
@@ -37,11 +40,19 @@ CASES = [
     ("NV21", "7_sneaker/00009.png"),
     ("YU12", "7_sneaker/00009.png"),
     ("GREY", "5_sandal/00008.png"),
+    ("Y10", "5_sandal/00008.png"),
+    ("Y16", "5_sandal/00008.png"),
 ]
+JPEG_PICTURE = "1_trouser/00002.png"
+# What is done to JPEG frames, those of webcams among them.
+JPEG_CASES = ["whole", "without Huffman tables", "bytes after the end", "every other one cut off"]
 # Formats of the camera with several planes; NM12, NM21 and YM12 have each plane in a buffer of its own.
 PLANES = ["NV12", "NM12", "NM21", "YM12", "YUYV", "RGB3"]
 # What happens to that camera while the program runs: a control of vivid.
 FAULTS = ["Inject Fatal Streaming Error", "Disconnect"]
+# That camera is named so, unplugged, and plugged in again under this number.
+LINK = "/dev/v4l/by-id/camera"
+REPLUGS = [(LINK, 7), ("/dev/video7", 5)]
 
 
 def raw_frame(picture, fourcc):
@@ -58,6 +69,9 @@ def raw_frame(picture, fourcc):
     grey = 0.299 * r + 0.587 * g + 0.114 * b
     if fourcc == "GREY":
         return grey.round().astype(np.uint8).tobytes()
+    if fourcc in ("Y10", "Y16"):
+        most = {"Y10": 1023, "Y16": 65535}[fourcc]
+        return (grey * (most / 255)).round().astype("<u2").tobytes()
     y = (16 + grey * 219 / 255).round().astype(np.uint8)
     u = 128 + (b - grey) * (224 / 255 / 1.772)
     v = 128 + (r - grey) * (224 / 255 / 1.402)
@@ -74,6 +88,22 @@ def raw_frame(picture, fourcc):
     if fourcc == "YU12":
         return y.tobytes() + quarters[0].tobytes() + quarters[1].tobytes()
     raise SystemExit(f"{fourcc}: no such pixel format here")
+
+
+def jpeg_frames(picture):
+    """The frames of each case of JPEG_CASES, as a camera would give them."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=90)
+    whole = buffer.getvalue()
+    bare, at = whole[:2], 2
+    while at < len(whole):
+        # a segment: marker, length with itself; after the start of the scan everything is picture
+        marker, length = whole[at + 1], int.from_bytes(whole[at + 2 : at + 4], "big")
+        end = len(whole) if marker == 0xDA else at + 2 + length
+        bare += b"" if marker == 0xC4 else whole[at:end]
+        at = end
+    assert len(bare) < len(whole) - 400, "this JPEG had no Huffman tables"
+    return dict(zip(JPEG_CASES, [[whole], [bare], [whole + bytes(5000)], [bare, whole[: len(whole) // 2]]]))
 
 
 def modules(kernel, name="vivid"):
@@ -117,6 +147,16 @@ def job(cases):
             f"/bin/feed set /dev/video2 '{fault}' 1",
             "wait $program; status=$?; cat /tmp/out; echo @status $status",
         ]
+    for index, name in enumerate(JPEG_CASES):
+        lines += [
+            f"/bin/feed write /dev/video9 MJPG {WIDTH}x{HEIGHT} jpeg{index}.* >/tmp/feed 2>&1 &",
+            "feeder=$!",
+            "for i in 1 2 3 4 5 6 7 8 9 10; do grep -q feeding /tmp/feed && break; sleep 0.2; done",
+            f"echo @case MJPG {name}",
+            f"{once} '/dev/video9?format=MJPG&size={WIDTH}x{HEIGHT}' --top 1 --max-frames {2 * FRAMES} >/tmp/out 2>/tmp/err",
+            "status=$?; cat /tmp/out /tmp/err; echo @status $status",
+            "sed 's/^/@feed /' /tmp/feed; kill $feeder; wait $feeder 2>/dev/null",
+        ]
     for index, (fourcc, _, _) in enumerate(cases):
         uri = f"v4l2:///dev/video0?format={fourcc}&size={WIDTH}x{HEIGHT}"
         lines += [
@@ -127,6 +167,21 @@ def job(cases):
             f"timeout 60 /bin/vedge-run model.onnx '{uri}' --top 1 --max-frames {FRAMES}",
             "echo @status $?",
             "sed 's/^/@feed /' /tmp/feed; kill $feeder; wait $feeder 2>/dev/null",
+        ]
+    # Unplugged for good: the nodes are gone, the driver is unloaded when the program has let go, and comes back with others.
+    lines += [f"mkdir -p {Path(LINK).parent}; ln -s /dev/video2 {LINK}"]
+    for name, number in REPLUGS:
+        lines += [
+            f"echo @case replug {name}",
+            f"timeout 100 /bin/vedge-run model.onnx '{name}?{pattern}' --top 1 >/tmp/out 2>&1 &",
+            "program=$!",
+            "for i in $(seq 100); do [ $(grep -c seq /tmp/out) -ge 3 ] && break; sleep 0.2; done",
+            f"node=$(readlink -f {name}); cp -a $node /tmp/node; rm -f {LINK} /dev/video*",
+            "/bin/feed set /tmp/node Disconnect 1; rm /tmp/node",
+            "for i in $(seq 100); do rmmod vivid 2>/dev/null && break; sleep 0.1; done",
+            f"insmod /modules/vivid.ko $VIVID vid_cap_nr=20,{number}; ln -s /dev/video{number} {LINK}",
+            "for i in $(seq 150); do sed '1,/, again$/d' /tmp/out | grep -q '^{' && break; sleep 0.2; done",
+            "kill $program; wait $program; status=$?; cat /tmp/out; echo @status $status",
         ]
     return "\n".join(lines) + "\n"
 
@@ -187,6 +242,28 @@ def second_camera(found):
         yield fault, "" if good else f"status {section['status']}, lost {lost}, back {back}, {answers} answers"
 
 
+def jpeg_camera(found, label):
+    """Each case of the camera that gives JPEG frames."""
+    for name in JPEG_CASES:
+        section = found.get(f"MJPG {name}", NOTHING)
+        answers = [answer(line) for line in section["lines"] if line.startswith("{")]
+        right = len(answers) == 2 * FRAMES and {a["top"][0]["label"] for a in answers} == {label}
+        dropped = sum(a["dropped"] for a in answers) > 0 or "cut off" not in name
+        good = section["status"] == 0 and right and dropped
+        yield f"MJPG {name}", "" if good else f"{section['lines']} (status {section['status']}), expected {label}"
+
+
+def replugged(found):
+    """Each case of the camera that comes back under another number."""
+    for name, number in REPLUGS:
+        section = found.get(f"replug {name}", NOTHING)
+        path = LINK if name == LINK else f"/dev/video{number}"
+        back = [i for i, line in enumerate(section["lines"]) if line.startswith(f"source: {path} ") and line.endswith(", again")]
+        answers = sum(line.startswith("{") for line in section["lines"][back[0] :]) if back else 0
+        good = section["status"] == 0 and answers > 0
+        yield f"replug {name}", "" if good else f"status {section['status']}: {section['lines'][-6:]}"
+
+
 def main():
     parser = argparse.ArgumentParser(usage=__doc__)
     for name in ("board", "feed", "host", "model"):
@@ -210,7 +287,15 @@ def main():
         here = subprocess.run([args.host, args.model, still, "--top", "1"], check=True, capture_output=True, text=True)
         cases.append((fourcc, name, top_label(here.stdout.splitlines()[0])))
 
-    loaded = modules(args.work / "kernel")
+    picture = Image.open(PICTURES / JPEG_PICTURE).convert("RGB").resize((WIDTH, HEIGHT), Image.BILINEAR)
+    for index, shots in enumerate(jpeg_frames(picture).values()):
+        for number, data in enumerate(shots):
+            path = frames / f"jpeg{index}.{number}"
+            path.write_bytes(data)
+            files[f"data/{path.name}"] = path
+
+    subprocess.run([HERE / "loopback", args.work], check=True)
+    loaded = [*modules(args.work / "kernel"), args.work / "loopback" / "v4l2loopback.ko"]
     files |= {f"modules/{path.name}": path for path in loaded}
     texts = {"modules/list": "".join(f"{path.name}\n" for path in loaded), "job": job(cases)}
     image = args.work / "initramfs.cpio.gz"
@@ -228,7 +313,8 @@ def main():
         good = section["status"] == 0 and labels == [here] * FRAMES and here in (expected, expected.split("_", 1)[1])
         failures += not good
         print(f"{'ok    ' if good else 'FAILED'} {fourcc} {name}: {labels} (status {section['status']}), from a file: {here}")
-    for name, problem in second_camera(found):
+    trousers = next(here for _, name, here in cases if name == JPEG_PICTURE)
+    for name, problem in [*second_camera(found), *jpeg_camera(found, trousers), *replugged(found)]:
         failures += bool(problem)
         print(f"FAILED {name}: {problem}" if problem else f"ok     {name}")
     if failures:

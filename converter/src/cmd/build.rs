@@ -18,7 +18,8 @@ pub struct Args {
     /// Rust target [default: the board's first].
     #[arg(long, value_name = "TARGET")]
     target: Option<String>,
-    /// How to link: `auto` takes Debian's cross compiler for musl and armv7, cargo-zigbuild for gnu on aarch64.
+    /// How to link: `auto` takes the system's compiler for musl and x86-64; for gnu on ARM cargo-zigbuild or else cross, as
+    /// they are installed, which alone make programs for old systems, and for armv7 at last the system's cross compiler.
     #[arg(long, value_enum, default_value_t)]
     route: Route,
     /// A quick build for trying, not small: the profile `release` instead of `dist`.
@@ -68,7 +69,8 @@ pub fn run(a: &Args) -> Result<()> {
         let what = format!("--target {target}: {} runs {}", profile.name, profile.targets.join(", "));
         return Err(Error::Usage { what, hint: String::new() }.into());
     }
-    let plan = plan(&target, a.route, if a.quick { "release" } else { "dist" })?;
+    let route = if a.route == Route::Auto { auto(&target, installed) } else { a.route };
+    let plan = plan(&target, route, if a.quick { "release" } else { "dist" })?;
     let line: Vec<String> =
         plan.environment.iter().map(|(k, v)| format!("{k}={v}")).chain(plan.words.clone()).collect();
     if a.dry_run {
@@ -97,7 +99,7 @@ pub fn run(a: &Args) -> Result<()> {
     let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let found = elf::read(&bytes).map_err(|why| anyhow::anyhow!("{}: {why}", path.display()))?;
     out::text(&report(&path.display().to_string(), &found))?;
-    let problems = found.problems(&target, if a.route == Route::System { "2.99" } else { GLIBC });
+    let problems = found.problems(&target, if route == Route::System { "2.99" } else { GLIBC });
     if !problems.is_empty() {
         let what = format!("{}: {}", path.display(), problems.join("; "));
         return Err(Error::Source { what, hint: "docs/building.md has what each route needs".into() }.into());
@@ -117,14 +119,29 @@ fn report(path: &str, e: &elf::Elf) -> String {
     format!("{path}: {}, {:.1} MB, {linking}{dots}\n", e.machine, e.size as f64 / 1e6)
 }
 
+/// Whether a program is on the search path.
+fn installed(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
+}
+
+/// The route for a target, by which programs are there.
+fn auto(target: &str, installed: impl Fn(&str) -> bool) -> Route {
+    let old_glibc = target.contains("-gnu") && !target.starts_with("x86_64");
+    let engine = || installed("docker") || installed("podman");
+    match target {
+        _ if !old_glibc => Route::System,
+        _ if installed("cargo-zigbuild") => Route::Zig,
+        _ if installed("cross") && engine() => Route::Cross,
+        "armv7-unknown-linux-gnueabihf" => Route::System,
+        // its error says what to install
+        _ => Route::Zig,
+    }
+}
+
 fn plan(target: &str, route: Route, profile: &str) -> Result<Plan, Error> {
-    let route = match route {
-        Route::Auto if target == "aarch64-unknown-linux-gnu" => Route::Zig,
-        Route::Auto => Route::System,
-        named => named,
-    };
     let (words, named): (&[&str], String) = match route {
-        Route::Zig if target.ends_with("-gnu") => (&["cargo-zigbuild", "rustc"], format!("{target}.{GLIBC}")),
+        Route::Zig if target.contains("-gnu") => (&["cargo-zigbuild", "rustc"], format!("{target}.{GLIBC}")),
         Route::Zig => (&["cargo-zigbuild", "rustc"], target.into()),
         Route::Cross => (&["cross", "rustc"], target.into()),
         _ => (&["cargo", "rustc"], target.into()),
@@ -166,13 +183,19 @@ mod tests {
     #[test]
     fn each_target_has_a_route() {
         for target in vedge_boards::TARGETS {
-            let plan = plan(target, Route::Auto, "dist").unwrap();
+            let plan = plan(target, auto(target, |_| false), "dist").unwrap();
             assert!(plan.words.iter().any(|w| w.starts_with(target)), "{plan:?}");
         }
-        let zig = plan("aarch64-unknown-linux-gnu", Route::Auto, "dist").unwrap();
-        assert!(zig.words[0] == "cargo-zigbuild", "{zig:?}");
-        assert!(zig.words.iter().any(|w| w == "aarch64-unknown-linux-gnu.2.31"), "{zig:?}");
-        let musl = plan("aarch64-unknown-linux-musl", Route::Auto, "dist").unwrap();
+        for target in ["aarch64-unknown-linux-gnu", "armv7-unknown-linux-gnueabihf"] {
+            let zig = plan(target, auto(target, |p| p == "cargo-zigbuild"), "dist").unwrap();
+            assert!(zig.words[0] == "cargo-zigbuild", "{zig:?}");
+            assert!(zig.words.contains(&format!("{target}.2.31")), "{zig:?}");
+            assert_eq!(auto(target, |p| p == "cross" || p == "podman"), Route::Cross);
+        }
+        // without an engine, cross is of no use
+        assert_eq!(auto("aarch64-unknown-linux-gnu", |p| p == "cross"), Route::Zig);
+        assert_eq!(auto("armv7-unknown-linux-gnueabihf", |p| p == "cross"), Route::System);
+        let musl = plan("aarch64-unknown-linux-musl", auto("aarch64-unknown-linux-musl", |_| true), "dist").unwrap();
         assert_eq!(musl.environment[1].0, "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER");
         assert_eq!(plan("aarch64-unknown-linux-musl", Route::Cross, "dist").unwrap().words[..2], ["cross", "rustc"]);
         assert!(plan("riscv64gc-unknown-linux-gnu", Route::System, "dist").is_err());

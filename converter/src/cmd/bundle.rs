@@ -55,6 +55,11 @@ pub fn run(a: &Args) -> Result<()> {
     let profile = a.profiles.get(&a.board)?;
     one_line("--source", &a.source)?;
     one_line("--options", &a.options)?;
+    let folder = a.output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !folder.is_dir() {
+        let what = format!("{}: the folder {} is not there", a.output.display(), folder.display());
+        return Err(Error::Usage { what, hint: "make it first".into() }.into());
+    }
     let (target, program, elf) = program(a, &profile)?;
     let (card, peak) = measured(&a.model)?;
     let size = a.memory.or_else(|| profile.memory.as_ref().and_then(|m| m.sizes_mb.first().copied()));

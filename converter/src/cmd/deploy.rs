@@ -107,7 +107,17 @@ fn unpack(path: &Path) -> Result<Option<(TempDir, PathBuf)>> {
     let dir = tempfile::tempdir()?;
     let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(file));
     archive.set_preserve_permissions(true);
-    archive.unpack(dir.path()).with_context(|| format!("{} is no bundle", path.display()))?;
+    archive.unpack(dir.path()).map_err(|e| {
+        // the innermost reason: the others name temporary files
+        let mut why: &dyn std::error::Error = &e;
+        while let Some(source) = why.source() {
+            why = source;
+        }
+        Error::Usage {
+            what: format!("{} is no bundle, or only a part of one: {why}", path.display()),
+            hint: "make it again: vedge bundle MODEL --board NAME -o FILE.tar.gz".into(),
+        }
+    })?;
     let mut folders = std::fs::read_dir(dir.path())?.flatten().map(|e| e.path()).filter(|p| p.is_dir());
     let folder =
         folders.next().with_context(|| format!("{} is no bundle: there is no folder in it", path.display()))?;

@@ -125,7 +125,7 @@ impl Ssh {
     fn broken(&self) -> Error {
         Error::Source {
             what: format!("the connection to {} failed or broke", self.host),
-            hint: "nothing was switched; the same command goes on where it stopped".into(),
+            hint: format!("try: ssh {}; nothing was switched, the same command goes on where it stopped", self.host),
         }
     }
 }

@@ -44,6 +44,9 @@ pub struct Arguments {
     /// What to do when a camera fails while running
     #[arg(long, value_enum, default_value = "retry")]
     on_failure: Failure,
+    /// Wait for a camera that cannot be opened, instead of ending: for services that start before it is plugged in
+    #[arg(long)]
+    wait: bool,
     /// Report latencies every so many seconds, on standard error; 0 for never
     #[arg(long, value_name = "SECONDS", default_value = "0")]
     report: u64,
@@ -180,7 +183,7 @@ pub fn run(a: &Arguments) -> Result<ExitCode> {
     let (kernel, threads) = (session.kernel(), session.threads());
     let mut model = Model::new(session).map_err(|e| e.in_file(path))?;
     let input = (model.card().preprocess.width, model.card().preprocess.height);
-    let source = source::open(&uri, input)?;
+    let source = if a.wait { source::open_or_wait(&uri, input)? } else { source::open(&uri, input)? };
     let card = model.card();
     let s = if threads == 1 { "" } else { "s" };
     let kind = format!("{}, {}", card.architecture, card.precision);

@@ -6,7 +6,7 @@
 use crate::error::{Error, Result};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often a waiting taker looks whether it is to stop.
 pub const LOOK: Duration = Duration::from_millis(50);
@@ -38,6 +38,8 @@ pub struct Mailbox<T> {
 
 struct Slot<T> {
     item: Option<Item<T>>,
+    /// Since when there is one, newer or older.
+    since: Instant,
     ended: Option<Option<Error>>,
     /// Nothing more will be taken.
     closed: bool,
@@ -46,7 +48,7 @@ struct Slot<T> {
 impl<T> Mailbox<T> {
     /// An empty one.
     pub fn new(live: bool) -> Mailbox<T> {
-        let slot = Mutex::new(Slot { item: None, ended: None, closed: false });
+        let slot = Mutex::new(Slot { item: None, since: Instant::now(), ended: None, closed: false });
         Mailbox { slot, changed: Condvar::new(), live }
     }
 
@@ -69,6 +71,8 @@ impl<T> Mailbox<T> {
         }
         if let Some(old) = slot.item.take() {
             item.dropped += old.dropped + 1;
+        } else {
+            slot.since = Instant::now();
         }
         slot.item = Some(item);
         drop(slot);
@@ -100,6 +104,12 @@ impl<T> Mailbox<T> {
                 Taken::Nothing => {}
             }
         }
+    }
+
+    /// Whether something has been waiting so long that its taker must hang.
+    pub fn is_stuck(&self, longer_than: Duration) -> bool {
+        let slot = self.lock();
+        slot.item.is_some() && slot.since.elapsed() > longer_than
     }
 
     /// Nothing more will be put in, for this reason.
@@ -157,6 +167,21 @@ mod tests {
         assert!(seen.len() < 40 && seen.last() == Some(&59), "{seen:?}");
         assert!(seen.windows(2).all(|w| w[0] < w[1]), "{seen:?}");
         assert_eq!(seen.len() as u64 + dropped, 60);
+    }
+
+    #[test]
+    fn a_taker_that_hangs_is_seen_although_newer_frames_come() {
+        let mailbox = Mailbox::<u8>::new(true);
+        let put = |n| assert!(mailbox.put(Item { value: Ok(n), dropped: 0 }));
+        assert!(!mailbox.is_stuck(Duration::ZERO));
+        put(1);
+        std::thread::sleep(Duration::from_millis(30));
+        put(2);
+        assert!(mailbox.is_stuck(Duration::from_millis(20)));
+        assert!(matches!(mailbox.take(), Taken::Item(_)));
+        assert!(!mailbox.is_stuck(Duration::ZERO));
+        put(3);
+        assert!(!mailbox.is_stuck(Duration::from_secs(60)));
     }
 
     #[test]

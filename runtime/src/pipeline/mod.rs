@@ -16,7 +16,7 @@ use crate::sink::{Answer, Outlet};
 use crate::source::FrameSource;
 use mailbox::{Item, Mailbox, Taken};
 use report::Window;
-use stages::Prepared;
+use stages::{Arrived, Prepared};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, channel};
@@ -24,6 +24,8 @@ use std::time::{Duration, Instant};
 
 /// Damaged frames in a row that are told, and that end a live source which is not to be started again.
 const MANY_DAMAGED: u64 = 30;
+/// A frame that nobody prepares for so long: the thread before the model hangs.
+const STUCK: Duration = Duration::from_secs(10);
 
 /// Session, preprocessing and classes of one model.
 pub struct Model {
@@ -115,6 +117,8 @@ pub enum Notice {
     Skipped(Error),
     /// The source failed and is being started again.
     Lost(Error),
+    /// It cannot be started again, for another reason than before.
+    Failing(Error),
     /// It gives frames again; its description.
     Back(String),
     /// Latencies since the last report.
@@ -126,7 +130,7 @@ pub trait Watcher {
     /// Something happened.
     fn notice(&mut self, notice: Notice);
 
-    /// The run goes on: called many times a second, frames or none.
+    /// The run goes on: called many times a second, frames or none, unless a stage hangs.
     fn alive(&mut self, answers: u64);
 }
 
@@ -160,10 +164,11 @@ pub fn run(
 ) -> Result<Summary> {
     let (live, single) = (source.is_live(), source.frames() == Some(1));
     let decider = Decider::new(options.rules.clone(), &model.classifier)?;
-    let (tensors, notices) = start(source, model.card.preprocess.clone(), options)?;
+    let Started { frames, tensors, notices } = start(source, model.card.preprocess.clone(), options)?;
     // tells the threads before to end, whichever way this function is left
     let _closes = Closes(&tensors);
-    let mut run = Run { model, decider, outlets, options, totals, watcher, live, single, damaged: 0, dropped: 0 };
+    let mut run =
+        Run { model, decider, outlets, options, totals, watcher, frames, live, single, damaged: 0, dropped: 0 };
     let mut window = (Window::default(), Instant::now());
     let (mut began, mut elapsed) = (None, Duration::ZERO);
     let done = |totals: &Totals| options.max_frames.is_some_and(|most| totals.answers.load(Relaxed) >= most);
@@ -194,20 +199,23 @@ pub fn run(
     Ok(Summary { answers, dropped, failed: count(&totals.failed), unsent: count(&totals.unsent), elapsed })
 }
 
-/// Starts the threads before the model.
-fn start(
-    source: Box<dyn FrameSource>,
-    how: crate::model::card::Preprocess,
-    options: &Options,
-) -> Result<(Arc<Mailbox<Prepared>>, Receiver<Notice>)> {
+/// What the threads before the model give.
+struct Started {
+    frames: Arc<Mailbox<Arrived>>,
+    tensors: Arc<Mailbox<Prepared>>,
+    notices: Receiver<Notice>,
+}
+
+/// Starts them.
+fn start(source: Box<dyn FrameSource>, how: crate::model::card::Preprocess, options: &Options) -> Result<Started> {
     let live = source.is_live();
     let (frames, tensors) = (Arc::new(Mailbox::new(live)), Arc::new(Mailbox::new(live)));
     let (sender, notices) = channel();
     let (out, retry) = (Arc::clone(&frames), options.retry);
     spawn("capture", move || stages::capture(source, retry, &out, &sender))?;
-    let (out, how) = (Arc::clone(&tensors), Preprocessor::new(how, options.view));
-    spawn("preprocess", move || stages::prepare(how, &frames, &out))?;
-    Ok((tensors, notices))
+    let (from, out, how) = (Arc::clone(&frames), Arc::clone(&tensors), Preprocessor::new(how, options.view));
+    spawn("preprocess", move || stages::prepare(how, &from, &out))?;
+    Ok(Started { frames, tensors, notices })
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
@@ -231,6 +239,7 @@ struct Run<'a> {
     options: &'a Options,
     totals: &'a Totals,
     watcher: &'a mut dyn Watcher,
+    frames: Arc<Mailbox<Arrived>>,
     live: bool,
     single: bool,
     /// Damaged frames in a row.
@@ -291,10 +300,16 @@ impl Run<'_> {
             if let Notice::Lost(_) = notice {
                 self.totals.lost.fetch_add(1, Relaxed);
             }
-            self.totals.is_lost.store(matches!(notice, Notice::Lost(_)), Relaxed);
+            match notice {
+                Notice::Lost(_) | Notice::Failing(_) => self.totals.is_lost.store(true, Relaxed),
+                Notice::Back(_) => self.totals.is_lost.store(false, Relaxed),
+                Notice::Skipped(_) | Notice::Report(_) => {}
+            }
             self.watcher.notice(notice);
         }
-        self.watcher.alive(self.totals.answers.load(Relaxed));
+        if !self.frames.is_stuck(STUCK) {
+            self.watcher.alive(self.totals.answers.load(Relaxed));
+        }
     }
 
     /// Waits until what was given is written.

@@ -55,8 +55,9 @@ pub fn capture(mut source: Box<dyn FrameSource>, retry: bool, out: &Mailbox<Arri
             Err(e) if !source.is_live() => Item { value: Err(e), dropped: 0 },
             Err(e) if !retry => return out.end(Some(e)),
             Err(e) => {
+                let why = e.to_string();
                 let _ = notices.send(Notice::Lost(e));
-                match start_again(&mut *source, out) {
+                match start_again(&mut *source, why, out, notices) {
                     Some(()) => {
                         let _ = notices.send(Notice::Back(source.describe()));
                         continue;
@@ -71,16 +72,26 @@ pub fn capture(mut source: Box<dyn FrameSource>, retry: bool, out: &Mailbox<Arri
     }
 }
 
-/// Tries until it succeeds or nobody waits any more.
-fn start_again(source: &mut dyn FrameSource, out: &Mailbox<Arrived>) -> Option<()> {
+/// Tries until it succeeds or nobody waits any more; a reason is told once.
+fn start_again(
+    source: &mut dyn FrameSource,
+    mut why: String,
+    out: &Mailbox<Arrived>,
+    notices: &Sender<Notice>,
+) -> Option<()> {
     let mut wait = RETRY.0;
     loop {
         std::thread::sleep(wait);
         if out.is_closed() {
             return None;
         }
-        if source.reopen().is_ok() {
-            return Some(());
+        match source.reopen() {
+            Ok(()) => return Some(()),
+            Err(e) if e.to_string() == why => {}
+            Err(e) => {
+                why = e.to_string();
+                let _ = notices.send(Notice::Failing(e));
+            }
         }
         wait = (wait * 2).min(RETRY.1);
     }

@@ -1,12 +1,13 @@
 //! Where frames come from.
 
+mod awaited;
 mod exec;
 mod files;
 mod synthetic;
 pub mod uri;
 pub mod v4l2;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::preprocess::{Picture, PixelFormat, Preprocessor, RawFrame, complete_frame, decode_bytes, encode};
 use ndarray::ArrayD;
 use std::path::PathBuf;
@@ -127,4 +128,15 @@ pub fn open(uri: &Uri, input: (usize, usize)) -> Result<Box<dyn FrameSource>> {
         Uri::Camera(camera) => Box::new(v4l2::V4l2::open(camera, input)?),
         Uri::Exec(options) => Box::new(exec::Exec::open(options)?),
     })
+}
+
+/// As [`open`], but a camera that cannot be opened now is one that failed, and is tried again and again.
+///
+/// # Errors
+/// As [`open`] for sources that are no cameras, and for settings that no camera could have.
+pub fn open_or_wait(uri: &Uri, input: (usize, usize)) -> Result<Box<dyn FrameSource>> {
+    match (open(uri, input), uri) {
+        (Err(why @ Error::Source { .. }), Uri::Camera(_)) => Ok(Box::new(awaited::Awaited::new(uri, input, why))),
+        (opened, _) => opened,
+    }
 }

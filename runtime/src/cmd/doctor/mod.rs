@@ -34,6 +34,9 @@ pub struct Arguments {
     json: bool,
 }
 
+/// What to do where nothing better is known.
+const REPORT: &str = "report it, with the file that this writes: vedge-run doctor MODEL --report FILE";
+
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Finding {
@@ -62,11 +65,17 @@ impl Finding {
     }
 
     fn note(check: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Finding {
-        Finding { check, verdict: Verdict::Note, found: found.into(), remedy: remedy.into() }
+        Finding::problem(check, Verdict::Note, found.into(), remedy.into())
     }
 
     fn bad(check: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Finding {
-        Finding { check, verdict: Verdict::Bad, found: found.into(), remedy: remedy.into() }
+        Finding::problem(check, Verdict::Bad, found.into(), remedy.into())
+    }
+
+    /// No problem without a remedy.
+    fn problem(check: &'static str, verdict: Verdict, found: String, remedy: String) -> Finding {
+        let remedy = if remedy.trim().is_empty() { REPORT.into() } else { remedy };
+        Finding { check, verdict, found, remedy }
     }
 
     fn of(check: &'static str, e: &anyhow::Error) -> Finding {
@@ -129,4 +138,41 @@ fn text(findings: &[Finding]) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    /// Whether a finding that is not fine says what to do, and nothing else does.
+    fn has_its_remedy(f: &Finding) -> bool {
+        (f.verdict == Verdict::Ok) == f.remedy.is_empty()
+    }
+
+    #[test]
+    fn every_problem_has_a_remedy() {
+        let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let mut found = vec![];
+        for tree in std::fs::read_dir(repository.join("boards/trees")).unwrap().flatten() {
+            found.extend(system::state(&Machine::read(&tree.path())));
+        }
+        let starved = Machine { memory_mib: Some(512), available_mib: Some(40), ..Machine::default() };
+        found.extend(system::state(&starved));
+        let profile = r#"{"title": "another board", "cpu": {"kinds": [], "features": ["no-such-feature"]}}"#;
+        found.extend(system::processor(serde_json::from_str(profile).ok().as_ref()));
+        found.extend(system::cameras());
+        for model in ["models/deit_nano.onnx", "README.md", "no-such-file"] {
+            found.extend(model::findings(&repository.join(model), None, None));
+        }
+        found.push(Finding::of("latency", &anyhow::anyhow!("no hint")));
+        for f in &found {
+            assert!(has_its_remedy(f), "{f:?}");
+        }
+        let troubled: std::collections::BTreeSet<&str> =
+            found.iter().filter(|f| f.verdict != Verdict::Ok).map(|f| f.check).collect();
+        for check in ["governor", "latency", "memory", "model", "profile", "temperature", "throttling"] {
+            assert!(troubled.contains(check), "{check} is no problem anywhere: {troubled:?}");
+        }
+    }
 }

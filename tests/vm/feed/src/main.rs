@@ -2,11 +2,15 @@
 //! is killed; with vivid's loop on, capturing from CAPTURE at the same format and size gives exactly these bytes.
 //! Prints `feeding` on stdout once frames flow.
 //!
+//! `feed write DEVICE FOURCC WIDTHxHEIGHT FRAME…`: writes the files, compressed pictures, in turn to a v4l2loopback device.
+//!
 //! `feed set DEVICE CONTROL VALUE`: sets a control by its name, such as vivid's `Disconnect`.
 
 use anyhow::{Context, Result, bail};
 use memmap2::{MmapMut, MmapOptions};
+use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::BorrowedFd;
 use std::os::raw::{c_int, c_void};
 use std::time::Duration;
 use v4l::control::{Control, Value};
@@ -37,17 +41,22 @@ fn main() -> Result<()> {
         }
         return Ok(());
     }
+    if let [word, device, fourcc, size, frames @ ..] = args.as_slice()
+        && word == "write"
+        && !frames.is_empty()
+    {
+        return write(device, self::fourcc(fourcc)?, self::size(size)?, frames);
+    }
     let [output, capture, fourcc, size, frame] = args.as_slice() else {
         eprintln!("usage: feed OUTPUT CAPTURE FOURCC WIDTHxHEIGHT FRAME");
         std::process::exit(2);
     };
-    let fourcc: [u8; 4] = fourcc.as_bytes().try_into().with_context(|| format!("{fourcc} is not a fourcc"))?;
-    let (width, height) = size.split_once('x').with_context(|| format!("{size} is not WIDTHxHEIGHT"))?;
+    let (fourcc, (width, height)) = (self::fourcc(fourcc)?, self::size(size)?);
     let frame = std::fs::read(frame).with_context(|| format!("reading {frame}"))?;
 
     let out = Device::with_path(output).with_context(|| format!("opening {output}"))?;
     let cap = Device::with_path(capture).with_context(|| format!("opening {capture}"))?;
-    set_format(&out, FourCC::new(&fourcc), width.parse()?, height.parse()?, frame.len())?;
+    set_format(&out, fourcc, width, height, frame.len())?;
     let mut input = LOOPED_INPUT;
     ioctl(&cap, VIDIOC_S_INPUT, &mut input).with_context(|| format!("input {LOOPED_INPUT} of {capture}"))?;
     let looped =
@@ -58,6 +67,41 @@ fn main() -> Result<()> {
     set_control(&cap, "OSD Text Mode", Value::Integer(2))?; // no text over the picture
     drop(cap);
     play(&out, &frame)
+}
+
+/// A four-character code; shorter ones end with blanks (`Y10`).
+fn fourcc(text: &str) -> Result<FourCC> {
+    let padded = format!("{text:<4}");
+    let bytes: [u8; 4] = padded.as_bytes().try_into().with_context(|| format!("{text} is not a fourcc"))?;
+    Ok(FourCC::new(&bytes))
+}
+
+fn size(text: &str) -> Result<(u32, u32)> {
+    let (width, height) = text.split_once('x').with_context(|| format!("{text} is not WIDTHxHEIGHT"))?;
+    Ok((width.parse()?, height.parse()?))
+}
+
+/// Plays files into v4l2loopback, which hands each one as it is to whoever captures.
+fn write(device: &str, fourcc: FourCC, (width, height): (u32, u32), frames: &[String]) -> Result<()> {
+    let out = Device::with_path(device).with_context(|| format!("opening {device}"))?;
+    let mut format = Output::format(&out)?;
+    (format.width, format.height, format.fourcc) = (width, height, fourcc);
+    (format.stride, format.size) = (0, 0);
+    let got = Output::set_format(&out, &format)?;
+    if (got.width, got.height, got.fourcc) != (width, height, fourcc) {
+        bail!("{width}x{height} {fourcc}: {device} sets {}x{} {}", got.width, got.height, got.fourcc);
+    }
+    let frames: Vec<Vec<u8>> = frames.iter().map(std::fs::read).collect::<io::Result<_>>()?;
+    println!("feeding");
+    io::stdout().flush()?;
+    // SAFETY: the descriptor is `out`'s, which lives to the end of the function; the copy is closed by `file`.
+    let copy = unsafe { BorrowedFd::borrow_raw(out.handle().fd()) }.try_clone_to_owned()?;
+    let mut file = File::from(copy);
+    for frame in frames.iter().cycle() {
+        file.write_all(frame)?;
+        std::thread::sleep(Duration::from_millis(33));
+    }
+    Ok(())
 }
 
 /// Asks for a format and insists on it.

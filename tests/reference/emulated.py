@@ -1,6 +1,6 @@
 """The board binary's numbers under qemu-user against this machine's.
 
-Usage: aarch64.py --here VEDGE_RUN --board VEDGE_RUN --cpus CPU… --models MODEL…
+Usage: emulated.py --here VEDGE_RUN --board VEDGE_RUN --cpus CPU… --models MODEL… [--emulator "qemu-arm-static -L DIR"]
 
 Sums of integers are the same everywhere; the float rest is not: attention is float on ARM and in 16-bit integers on x86-64,
 and fused multiply-add rounds once. A value that so falls on the other side of a rounding step moves by the whole step:
@@ -34,6 +34,7 @@ def main():
     parser = argparse.ArgumentParser(usage=__doc__)
     for name in ("here", "board"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--emulator", default="qemu-aarch64-static")
     for name in ("cpus", "models"):
         parser.add_argument(f"--{name}", nargs="+", required=True)
     args = parser.parse_args()
@@ -42,7 +43,7 @@ def main():
     for model in args.models:
         here = Infer(args.here, model, batch).result()
         for cpu in args.cpus:
-            there = Infer(["qemu-aarch64-static", "-cpu", cpu, args.board], model, batch).result()
+            there = Infer([*args.emulator.split(), "-cpu", cpu, args.board], model, batch).result()
             lowest, same = cosine(here, there).min(), int((here.argmax(1) == there.argmax(1)).sum())
             good = lowest >= MIN_COSINE and same == len(batch)
             failures += not good
