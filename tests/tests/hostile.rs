@@ -42,6 +42,7 @@ fn converted(model: &str, preset: Preset) -> Result<Graph> {
         preset,
         prune: Default::default(),
         target: Default::default(),
+        explain: false,
         calibration: Some(Pictures { dir: models.join("fashion/calibration"), count: 8 }),
         preprocess: Some(models.join("fashion.json").to_string_lossy().into_owned()),
         mean: None,
