@@ -200,6 +200,9 @@ fn settings_that_do_not_fit() {
     convert_refused("pruning_without_pictures", &deit(), &[&FLOAT[..], &["--prune-mlp", "20"]].concat());
     convert_refused("pruning_everything", &deit(), &[&calib[..], &["--prune-heads", "100"]].concat());
     convert_refused("repair_without_pruning", &deit(), &[&calib[..], &["--no-repair"]].concat());
+    convert_refused("auto_without_pictures", &deit(), &["--precision", "auto", "--preprocess", "half"]);
+    convert_refused("report_without_pictures", &deit(), &[&FLOAT[..], &["--report", "report.html"]].concat());
+    convert_refused("report_of_no_form", &deit(), &[&calib[..], &["--report", "report.txt"]].concat());
     convert_refused("no_preprocess", &deit(), &["--precision", "fp32"]);
     let labels = file("labels.txt", b"cat\ndog\n").to_string_lossy().into_owned();
     convert_refused("labels_of_another_model", &deit(), &[&FLOAT[..], &["--labels", &labels]].concat());
