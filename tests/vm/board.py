@@ -58,7 +58,7 @@ class Machine:
         command += ["-netdev", f"user,id=net,hostfwd=tcp:127.0.0.1:{self.port}-:22", "-device", "virtio-net-pci,netdev=net,romfile="]
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
         begun = time.time()
-        while time.time() - begun < 240:
+        while time.time() - begun < 600:
             if self.process.poll() is not None:
                 break
             if self.run("true", check=False, timeout=20).returncode == 0:

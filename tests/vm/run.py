@@ -191,7 +191,7 @@ def boot(cpu, kernel, image):
     command = ["qemu-system-aarch64", "-M", "virt", "-cpu", cpu, "-smp", "2", "-m", "512", "-nodefaults", "-no-reboot"]
     command += ["-display", "none", "-serial", "stdio", "-kernel", next((kernel / "boot").glob("vmlinuz-*"))]
     command += ["-initrd", image, "-append", "console=ttyAMA0 loglevel=1 panic=-1"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=300)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=600)
     return (done.stdout + done.stderr).replace("\r", "")
 
 
