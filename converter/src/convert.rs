@@ -1,6 +1,7 @@
 //! A float model in, a model that travels to the board out.
 
 use crate::arch::{self, Architecture};
+use crate::merge::{self, Schedule};
 use crate::passes::{self, PassReport, Prepare};
 use crate::quantize::{self, Candidate, Evidence, Layer, Preset, Probes, Quantized, Skipped, Target, Wish};
 use crate::{check, preset, progress, prune};
@@ -62,6 +63,8 @@ pub struct Settings {
     pub preset: Preset,
     /// Heads and neurons to leave out.
     pub prune: prune::Request,
+    /// How many tokens each block merges; `None` merges none.
+    pub merge: Option<Schedule>,
     /// What INT8 must keep; layers stay float until it does.
     pub target: Target,
     /// How ranges of activations are chosen; `None` tries every way.
@@ -183,6 +186,9 @@ pub fn convert(source: &Path, settings: &Settings) -> Result<Converted> {
         notes.append(&mut pruned.notes);
         warnings.append(&mut pruned.warnings);
         calibration = Some(calibration_data(items)?);
+    }
+    if let Some(schedule) = &settings.merge {
+        notes.extend(merge::merge(&mut graph, schedule, &architecture)?.note);
     }
     let mut card = Card {
         version: VERSION,

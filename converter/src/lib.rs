@@ -6,6 +6,7 @@ pub mod cmd;
 pub mod convert;
 pub mod deploy;
 pub mod evaluate;
+pub mod merge;
 pub mod passes;
 pub mod preset;
 pub mod progress;

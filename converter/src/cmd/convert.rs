@@ -2,6 +2,7 @@
 
 use super::{parse_channels, parse_size, read_labels};
 use crate::convert::{Converted, Pictures, Precision, Settings, convert};
+use crate::merge::Schedule;
 use crate::prune::Request;
 use crate::quantize::{Preset, Target};
 use anyhow::Result;
@@ -47,6 +48,9 @@ pub struct Args {
     /// Leave out attention heads: this percentage of their work. The layers after them are repaired by least squares.
     #[arg(long, value_name = "PERCENT")]
     prune_heads: Option<f64>,
+    /// Merge similar tokens after each block's attention: how many a block, such as 8, or 8,8,4, or 16x3,8x4.
+    #[arg(long, value_name = "TOKENS", value_parser = Schedule::parse)]
+    merge_tokens: Option<Schedule>,
     /// Do not repair after pruning, for comparison.
     #[arg(long)]
     no_repair: bool,
@@ -122,6 +126,7 @@ pub fn run(a: &Args) -> Result<()> {
         preset: a.preset,
         target: Target { max_drop: a.max_drop, min_agreement: a.min_agreement.map(|p| p / 100.0) },
         prune: Request { heads: a.prune_heads, neurons: a.prune_mlp, no_repair: a.no_repair },
+        merge: a.merge_tokens.clone(),
         calibrator: a.calibrator,
         cache: if a.no_cache { None } else { cache_folder() },
         calibration: a.calib.as_ref().map(|dir| Pictures { dir: dir.clone(), count: a.calib_count }),

@@ -12,6 +12,7 @@ pub mod copy;
 mod generic;
 pub mod linear;
 mod math;
+pub mod merge;
 mod pack;
 pub mod requantize;
 mod rows;

@@ -5,6 +5,7 @@ use crate::kernels::attention::Attention;
 use crate::kernels::conv::{Conv, Filter};
 use crate::kernels::copy::Copy;
 use crate::kernels::linear::{Linear, Weights};
+use crate::kernels::merge::{Match, Merge};
 use crate::kernels::requantize::Requantize;
 use crate::kernels::{Activation, Norm};
 use std::fmt;
@@ -22,6 +23,10 @@ pub enum Fused {
     Conv(Box<Conv>),
     /// Scaled dot-product attention; inputs as its views number them.
     Attention(Box<Attention>),
+    /// Decides which tokens become one, from their keys.
+    Match(Match),
+    /// Makes one of the tokens that were matched: values, places, and where they count unequally, sizes.
+    Merge(Merge),
     /// LayerNorm over the last axis.
     LayerNorm(Norm),
     /// An element-wise function.
@@ -41,6 +46,8 @@ impl Fused {
             Fused::Conv(c) if matches!(c.filter, Filter::Depthwise(_)) => "depthwise",
             Fused::Conv(_) => "conv",
             Fused::Attention(_) => "attention",
+            Fused::Match(_) => "match",
+            Fused::Merge(_) => "merge",
             Fused::LayerNorm(_) => "layer_norm",
             Fused::Activation(_) => "activation",
             Fused::Requantize(_) => "requantize",
@@ -68,7 +75,8 @@ impl Fused {
             }
             Fused::Conv(c) => c.macs(),
             Fused::Attention(a) => a.macs(),
-            Fused::LayerNorm(_) | Fused::Activation(_) | Fused::Requantize(_) | Fused::Copy(_) => 0,
+            Fused::Match(m) => m.macs(),
+            Fused::Merge(_) | Fused::LayerNorm(_) | Fused::Activation(_) | Fused::Requantize(_) | Fused::Copy(_) => 0,
         }
     }
 
@@ -79,6 +87,8 @@ impl Fused {
             Fused::Conv(c) => c.run(exec, inputs[0], out),
             Fused::Attention(a) => a.run(exec, inputs, out),
             Fused::Copy(c) => c.run(exec, inputs[0], out),
+            Fused::Match(m) => m.run(exec, inputs[0], out),
+            Fused::Merge(m) => m.run(inputs[0], inputs[1], inputs.get(2).copied(), out),
             Fused::LayerNorm(norm) => {
                 let k = norm.gamma.len();
                 let block = exec.block(out.len() / k, 48, 1);
