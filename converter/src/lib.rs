@@ -12,4 +12,5 @@ pub mod preset;
 pub mod progress;
 pub mod prune;
 pub mod quantize;
+pub mod refit;
 pub mod shapes;
