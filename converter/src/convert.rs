@@ -4,7 +4,7 @@ use crate::arch::{self, Architecture};
 use crate::merge::{self, Schedule};
 use crate::passes::{self, PassReport, Prepare};
 use crate::quantize::{self, Candidate, Evidence, Layer, Preset, Probes, Quantized, Skipped, Target, Wish};
-use crate::{check, preset, progress, prune};
+use crate::{check, preset, progress, prune, refit};
 use ndarray::ArrayD;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
@@ -150,6 +150,10 @@ pub fn convert(source: &Path, settings: &Settings) -> Result<Converted> {
             hint: "--precision fp32 keeps its integers as they are; or convert the float model it came from".into(),
         });
     }
+    let declared = graph.inputs.first().and_then(|i| i.dims()).and_then(|d| match d[..] {
+        [_, _, Some(h), Some(w)] => Some((h, w)),
+        _ => None,
+    });
     let prepare = Prepare { size: settings.size };
     let passes = passes::prepare(&mut graph, &prepare).map_err(|e| e.in_file(source))?;
     let architecture = arch::recognise(&graph);
@@ -176,6 +180,8 @@ pub fn convert(source: &Path, settings: &Settings) -> Result<Converted> {
     }
     let mut notes: Vec<String> =
         passes.iter().filter(|p| p.changes > 0).map(|p| format!("{}: {}", p.pass, p.line)).collect();
+    let (passes_done, before) = (notes.len(), graph.clone());
+    let resized = settings.size.is_some_and(|s| declared.is_some_and(|d| d != s));
     let mut pruned = prune::Pruned::default();
     let mut calibration = None;
     if settings.prune != prune::Request::default() {
@@ -189,6 +195,24 @@ pub fn convert(source: &Path, settings: &Settings) -> Result<Converted> {
     }
     if let Some(schedule) = &settings.merge {
         notes.extend(merge::merge(&mut graph, schedule, &architecture)?.note);
+    }
+    let whole = match &pictures {
+        Some((_, items)) if notes.len() > passes_done || resized => {
+            Some(whole_answers(source, &before, items, &preprocess, output_index, &settings.options)?)
+        }
+        _ => None,
+    };
+    if let (Some(whole), Some((_, items)), false) = (&whole, &pictures, settings.prune.no_repair)
+        && output.kind == "logits"
+    {
+        // Not those that judge.
+        let items = &items[..items.len() - held_out(items.len())];
+        let load = items.iter().map(|i| load_picture(&i.path, &preprocess));
+        let done = refit::refit(&mut graph, output_index, load, &whole[..items.len()], &settings.options)?;
+        if let Some(done) = done {
+            notes.push(done.note);
+            calibration = Some(calibration_data(items)?);
+        }
     }
     let mut card = Card {
         version: VERSION,
@@ -222,7 +246,7 @@ pub fn convert(source: &Path, settings: &Settings) -> Result<Converted> {
         }
         Precision::Int8 => {
             let items = pictures.as_ref().map(|(_, items)| items.as_slice());
-            let done = int8(&graph, items, &mut card, output_index, settings)?;
+            let done = int8(&graph, items, &mut card, output_index, whole.as_deref(), settings)?;
             card.provenance.passes.push(note(&done));
             (graph, layers, skipped, candidates) = (done.graph, done.layers, done.skipped, done.candidates);
         }
@@ -234,6 +258,44 @@ pub fn convert(source: &Path, settings: &Settings) -> Result<Converted> {
     check::check(&graph)?;
     let pruned = pruned.lines;
     Ok(Converted { graph, card, architecture, passes, pruned, layers, skipped, candidates, warnings })
+}
+
+/// What the model said of the pictures before it was shrunk: at its own size where it has one, else `prepared` at the
+/// size asked for.
+fn whole_answers(
+    source: &Path,
+    prepared: &Graph,
+    items: &[Item],
+    preprocess: &Preprocess,
+    output: usize,
+    options: &Options,
+) -> Result<Vec<Vec<f32>>> {
+    let mut own = Graph::read(source)?;
+    let graph = match passes::prepare(&mut own, &Prepare::default()) {
+        Ok(_) => own,
+        Err(_) => prepared.clone(),
+    };
+    let (height, width) = picture_size(&graph)?;
+    let preprocess = Preprocess { height, width, ..preprocess.clone() };
+    let mut session = Session::from_graph(graph, options)?;
+    let bar = progress::bar("asking the whole model", items.len());
+    let mut answers = vec![];
+    for i in items {
+        let y = session.run(&[load_picture(&i.path, &preprocess)?])?;
+        answers.push(y[output].iter().copied().collect());
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    Ok(answers)
+}
+
+/// How many of so many calibration pictures judge only: the last of them. With very few, each is worth more as a
+/// calibration picture than as an impartial judge, and none is held out.
+fn held_out(pictures: usize) -> usize {
+    match (pictures / 4).min(PROBES) {
+        judges @ LEAST_PROBES.. => judges,
+        _ => 0,
+    }
 }
 
 fn refuse_converted(old: Option<&Card>, source: &Path) -> Result<()> {
@@ -359,6 +421,7 @@ fn int8(
     items: Option<&[Item]>,
     card: &mut Card,
     output: usize,
+    whole: Option<&[Vec<f32>]>,
     settings: &Settings,
 ) -> Result<Quantized> {
     let evidence = items.map(|items| observe(graph, items, card, output, settings)).transpose()?;
@@ -376,10 +439,27 @@ fn int8(
             card.provenance.calibration = Some(calibration_data(items)?);
         }
         if card.output.kind != "features" {
+            let (mut float_top1, mut effect) = (e.probes.float_top1(), effect);
+            // Of a shrunk model the losses count that shrinking made, too.
+            if let Some(whole) = whole {
+                let reference = whole[whole.len() - e.probes.inputs.len()..].to_vec();
+                let probes = Probes {
+                    reference,
+                    inputs: e.probes.inputs.clone(),
+                    classes: e.probes.classes.clone(),
+                    ..e.probes
+                };
+                let mut graph = done.graph.clone();
+                card.embed(&mut graph);
+                let bar = progress::bar("comparing with the whole model", probes.inputs.len());
+                effect = probes.judge(&graph, &settings.options, &bar, f64::NEG_INFINITY)?;
+                bar.finish_and_clear();
+                float_top1 = probes.float_top1();
+            }
             card.accuracy = Some(Accuracy {
                 measured_on: e.probes.measured_on().into(),
                 pictures: e.probes.inputs.len(),
-                float_top1: e.probes.float_top1() as f32,
+                float_top1: float_top1 as f32,
                 top1: effect.top1 as f32,
                 agreement: effect.agreement as f32,
                 sqnr_db: Some(effect.sqnr as f32),
@@ -406,9 +486,8 @@ fn taps(graph: &Graph) -> Vec<Tap> {
 
 /// Runs the float model on the calibration pictures: the last quarter becomes judges, the others are observed.
 fn observe(graph: &Graph, items: &[Item], card: &Card, output: usize, settings: &Settings) -> Result<Evidence> {
-    let judges = (items.len() / 4).min(PROBES);
-    // With very few pictures each is worth more as a calibration picture than as an impartial judge.
-    let held_out = judges >= LEAST_PROBES;
+    let judges = held_out(items.len());
+    let held_out = judges > 0;
     let (observed, probes) = match held_out {
         true => items.split_at(items.len() - judges),
         false => (items, items),
