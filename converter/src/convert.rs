@@ -137,6 +137,62 @@ pub fn convert(source: &Path, settings: &Settings) -> Result<Converted> {
             hint: "add --calib DIR, and leave --precision out".into(),
         });
     }
+    let Float { mut graph, architecture, passes, pruned, mut card, output: output_index, items, whole, mut warnings } =
+        float(source, settings, None)?;
+    let (mut layers, mut skipped, mut candidates) = (vec![], vec![], vec![]);
+    match settings.precision {
+        Precision::Fp32 => {}
+        Precision::Fp16 => {
+            let halved = quantize::write_f16(&mut graph)?;
+            let line = format!("float16: {} constants stored in half the size", halved.tensors);
+            card.provenance.passes.push(line);
+            if halved.too_large > 0 {
+                warnings.push(format!("{} constants stay float32: values beyond float16's 65504", halved.too_large));
+            }
+        }
+        Precision::Int8 => {
+            let items = items.as_deref();
+            let done = int8(&graph, items, &mut card, output_index, whole.as_deref(), settings)?;
+            card.provenance.passes.push(note(&done));
+            (graph, layers, skipped, candidates) = (done.graph, done.layers, done.skipped, done.candidates);
+        }
+    }
+    // The self-test is an answer of the file as it will be, so the card goes in first without it.
+    card.embed(&mut graph);
+    card.self_test = Some(self_test(&graph, output_index)?);
+    card.embed(&mut graph);
+    check::check(&graph)?;
+    Ok(Converted { graph, card, architecture, passes, pruned, layers, skipped, candidates, warnings })
+}
+
+/// A float model before it is quantized, and what is known of it.
+pub struct Float {
+    /// The graph, shrunk as asked.
+    pub graph: Graph,
+    /// What the source is, at the size asked for.
+    pub architecture: Architecture,
+    /// Passes that were run.
+    pub passes: Vec<PassReport>,
+    /// Heads and neurons that left.
+    pub pruned: Vec<prune::Line>,
+    /// Its card so far.
+    pub card: Card,
+    /// Index of the output that is the classifier's.
+    pub output: usize,
+    /// Calibration pictures, the judges last.
+    pub items: Option<Vec<Item>>,
+    /// What the whole model says of each, where the graph is a shrunk one.
+    pub whole: Option<Vec<Vec<f32>>>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// Prepares and shrinks a model. `known` are the whole model's answers on the calibration pictures, where they were
+/// asked for already.
+///
+/// # Errors
+/// As [`convert`].
+pub fn float(source: &Path, settings: &Settings, known: Option<&[Vec<f32>]>) -> Result<Float> {
     settings.prune.check(settings.calibration.is_some())?;
     let mut graph = Graph::read(source)?;
     let sha256 = sha256(&files::map(source)?);
@@ -186,6 +242,8 @@ pub fn convert(source: &Path, settings: &Settings) -> Result<Converted> {
     let mut calibration = None;
     if settings.prune != prune::Request::default() {
         let items = pictures.as_ref().map_or(&[][..], |(_, items)| items);
+        // Not those that judge.
+        let items = &items[..items.len() - held_out(items.len())];
         let load = |i: usize| load_picture(&items[i].path, &preprocess);
         let pictures = prune::Pictures { load: &load, count: items.len(), output: output_index };
         pruned = prune::prune(&mut graph, &settings.prune, &pictures, &settings.options)?;
@@ -197,9 +255,10 @@ pub fn convert(source: &Path, settings: &Settings) -> Result<Converted> {
         notes.extend(merge::merge(&mut graph, schedule, &architecture)?.note);
     }
     let whole = match &pictures {
-        Some((_, items)) if notes.len() > passes_done || resized => {
-            Some(whole_answers(source, &before, items, &preprocess, output_index, &settings.options)?)
-        }
+        Some((_, items)) if notes.len() > passes_done || resized => Some(match known {
+            Some(known) => known.to_vec(),
+            None => whole_answers(source, &before, items, &preprocess, output_index, &settings.options)?,
+        }),
         _ => None,
     };
     if let (Some(whole), Some((_, items)), false) = (&whole, &pictures, settings.prune.no_repair)
@@ -214,55 +273,59 @@ pub fn convert(source: &Path, settings: &Settings) -> Result<Converted> {
             calibration = Some(calibration_data(items)?);
         }
     }
-    let mut card = Card {
+    let mut card = card_of(source, &architecture, settings, preprocess, output, sha256);
+    card.labels = labels;
+    (card.provenance.passes, card.provenance.calibration) = (notes, calibration);
+    if quantized {
+        card.precision = Precision::Int8.name().into();
+    }
+    let items = pictures.map(|(_, items)| items);
+    let (pruned, output) = (pruned.lines, output_index);
+    Ok(Float { graph, architecture, passes, pruned, card, output, items, whole, warnings })
+}
+
+fn card_of(
+    source: &Path,
+    architecture: &Architecture,
+    settings: &Settings,
+    preprocess: Preprocess,
+    output: OutputKind,
+    sha256: String,
+) -> Card {
+    Card {
         version: VERSION,
         name: source.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
         architecture: architecture.family.name().into(),
         preprocess,
         output,
-        labels,
-        precision: if quantized { Precision::Int8 } else { settings.precision }.name().into(),
+        labels: vec![],
+        precision: settings.precision.name().into(),
         activations: Activations::Static,
         provenance: Provenance {
             source: source.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             sha256,
             tool: format!("vedge {}", env!("CARGO_PKG_VERSION")),
-            passes: notes,
-            calibration,
+            ..Provenance::default()
         },
         accuracy: None,
         self_test: None,
-    };
-    let (mut layers, mut skipped, mut candidates) = (vec![], vec![], vec![]);
-    match settings.precision {
-        Precision::Fp32 => {}
-        Precision::Fp16 => {
-            let halved = quantize::write_f16(&mut graph)?;
-            let line = format!("float16: {} constants stored in half the size", halved.tensors);
-            card.provenance.passes.push(line);
-            if halved.too_large > 0 {
-                warnings.push(format!("{} constants stay float32: values beyond float16's 65504", halved.too_large));
-            }
-        }
-        Precision::Int8 => {
-            let items = pictures.as_ref().map(|(_, items)| items.as_slice());
-            let done = int8(&graph, items, &mut card, output_index, whole.as_deref(), settings)?;
-            card.provenance.passes.push(note(&done));
-            (graph, layers, skipped, candidates) = (done.graph, done.layers, done.skipped, done.candidates);
-        }
     }
-    // The self-test is an answer of the file as it will be, so the card goes in first without it.
-    card.embed(&mut graph);
-    card.self_test = Some(self_test(&graph, output_index)?);
-    card.embed(&mut graph);
-    check::check(&graph)?;
-    let pruned = pruned.lines;
-    Ok(Converted { graph, card, architecture, passes, pruned, layers, skipped, candidates, warnings })
+}
+
+/// A card for a graph that only runs here.
+///
+/// # Errors
+/// [`Error::Usage`] when the preprocessing is not known.
+pub(crate) fn bare_card(source: &Path, graph: &Graph, settings: &Settings) -> Result<Card> {
+    let old = Card::of(graph)?;
+    let preprocess = preprocess_of(graph, settings, old.as_ref())?;
+    let output = output_of(graph, &mut vec![])?.1;
+    Ok(card_of(source, &arch::recognise(graph), settings, preprocess, output, String::new()))
 }
 
 /// What the model said of the pictures before it was shrunk: at its own size where it has one, else `prepared` at the
 /// size asked for.
-fn whole_answers(
+pub(crate) fn whole_answers(
     source: &Path,
     prepared: &Graph,
     items: &[Item],
@@ -291,7 +354,7 @@ fn whole_answers(
 
 /// How many of so many calibration pictures judge only: the last of them. With very few, each is worth more as a
 /// calibration picture than as an impartial judge, and none is held out.
-fn held_out(pictures: usize) -> usize {
+pub(crate) fn held_out(pictures: usize) -> usize {
     match (pictures / 4).min(PROBES) {
         judges @ LEAST_PROBES.. => judges,
         _ => 0,
@@ -555,7 +618,7 @@ fn self_test(graph: &Graph, output: usize) -> Result<SelfTest> {
     Ok(SelfTest { seed: SELF_TEST_SEED, logits: y[output].iter().copied().collect(), min_cosine: SELF_TEST_COSINE })
 }
 
-fn sha256(bytes: &[u8]) -> String {
+pub(crate) fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 

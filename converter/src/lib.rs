@@ -1,6 +1,7 @@
 //! ONNX in, small and fast ONNX out, passes, evaluation, the vedge command line.
 
 pub mod arch;
+pub mod budget;
 pub mod check;
 pub mod cmd;
 pub mod convert;
