@@ -73,6 +73,8 @@ pub struct Settings {
     pub cache: Option<PathBuf>,
     /// Calibration pictures.
     pub calibration: Option<Pictures>,
+    /// At most so many of them judge only; `None` for what quantization needs.
+    pub judges: Option<usize>,
     /// Preset or JSON file for preprocessing; `None` takes that of the source's card.
     pub preprocess: Option<String>,
     /// Mean in place of the preset's, 0…1.
@@ -243,7 +245,7 @@ pub fn float(source: &Path, settings: &Settings, known: Option<&[Vec<f32>]>) -> 
     if settings.prune != prune::Request::default() {
         let items = pictures.as_ref().map_or(&[][..], |(_, items)| items);
         // Not those that judge.
-        let items = &items[..items.len() - held_out(items.len())];
+        let items = &items[..items.len() - held_out(items.len(), settings)];
         let load = |i: usize| load_picture(&items[i].path, &preprocess);
         let pictures = prune::Pictures { load: &load, count: items.len(), output: output_index };
         pruned = prune::prune(&mut graph, &settings.prune, &pictures, &settings.options)?;
@@ -265,7 +267,7 @@ pub fn float(source: &Path, settings: &Settings, known: Option<&[Vec<f32>]>) -> 
         && output.kind == "logits"
     {
         // Not those that judge.
-        let items = &items[..items.len() - held_out(items.len())];
+        let items = &items[..items.len() - held_out(items.len(), settings)];
         let load = items.iter().map(|i| load_picture(&i.path, &preprocess));
         let done = refit::refit(&mut graph, output_index, load, &whole[..items.len()], &settings.options)?;
         if let Some(done) = done {
@@ -354,8 +356,8 @@ pub(crate) fn whole_answers(
 
 /// How many of so many calibration pictures judge only: the last of them. With very few, each is worth more as a
 /// calibration picture than as an impartial judge, and none is held out.
-pub(crate) fn held_out(pictures: usize) -> usize {
-    match (pictures / 4).min(PROBES) {
+pub(crate) fn held_out(pictures: usize, settings: &Settings) -> usize {
+    match (pictures / 4).min(settings.judges.unwrap_or(PROBES)) {
         judges @ LEAST_PROBES.. => judges,
         _ => 0,
     }
@@ -549,7 +551,7 @@ fn taps(graph: &Graph) -> Vec<Tap> {
 
 /// Runs the float model on the calibration pictures: the last quarter becomes judges, the others are observed.
 fn observe(graph: &Graph, items: &[Item], card: &Card, output: usize, settings: &Settings) -> Result<Evidence> {
-    let judges = held_out(items.len());
+    let judges = held_out(items.len(), settings);
     let held_out = judges > 0;
     let (observed, probes) = match held_out {
         true => items.split_at(items.len() - judges),

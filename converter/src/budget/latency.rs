@@ -41,14 +41,14 @@ impl Latency {
     /// [`Error::Usage`] for a table of another model, [`Error::Read`] and [`Error::BadModel`] for one that cannot be read.
     pub fn open(path: Option<&Path>, model: &str, kernels: &str, options: &Options) -> Result<Latency> {
         let here = format!("{kernels}, {} threads", options.threads);
-        let known = path.filter(|p| p.exists()).map(|p| read(p)).transpose()?;
-        if let (Some(t), Some(path)) = (&known, path) {
-            if t.model != model {
-                return Err(Error::Usage {
-                    what: format!("{} is the latency table of another model", path.display()),
-                    hint: "name a file that does not exist yet: it is measured and written".into(),
-                });
-            }
+        let known = path.filter(|p| p.exists()).map(read).transpose()?;
+        if let (Some(t), Some(path)) = (&known, path)
+            && t.model != model
+        {
+            return Err(Error::Usage {
+                what: format!("{} is the latency table of another model", path.display()),
+                hint: "name a file that does not exist yet: it is measured and written".into(),
+            });
         }
         let new = || Table { v: VERSION, model: model.into(), target: here, ms: BTreeMap::new() };
         let table = known.unwrap_or_else(new);

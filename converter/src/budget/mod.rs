@@ -227,7 +227,7 @@ impl<'a> Search<'a> {
         let plain = Plan::default();
         let base = float(self.source, self.settings, None)?;
         let items = base.items.clone().unwrap_or_default();
-        let judges = held_out(items.len());
+        let judges = held_out(items.len(), self.settings);
         let judges = if judges == 0 { items.len() } else { judges };
         let whole = whole_answers(
             self.source,
@@ -363,7 +363,7 @@ impl<'a> Known<'a> {
     fn open(search: Search<'a>, items: &[vedge_calibration::Item], card: &Card) -> Result<Known<'a>> {
         let pictures = dataset::fingerprint(items)?;
         let how = format!("{:?} {} {}", card.preprocess, card.provenance.sha256, env!("CARGO_PKG_VERSION"));
-        let name = sha256(format!("budget 1 {pictures} {how}").as_bytes());
+        let name = sha256(format!("budget 2 {pictures} {how}").as_bytes());
         let path = search.settings.cache.as_ref().map(|dir| dir.join(format!("{name}.budget")));
         let read = path.as_ref().and_then(|p| std::fs::read(p).ok());
         let judged = read.and_then(|b| serde_json::from_slice(&b).ok()).unwrap_or_default();
@@ -373,7 +373,7 @@ impl<'a> Known<'a> {
     /// Measures and judges a plan; nothing where the model cannot be shrunk so.
     fn point(&mut self, plan: &Plan, judge: &Judge<'_>) -> Result<Option<Point>> {
         let ms = match self.search.ms(plan) {
-            Err(Error::Unsupported { .. } | Error::Usage { .. }) if *plan != Plan::default() => return Ok(None),
+            Err(Error::Unsupported { .. }) if *plan != Plan::default() => return Ok(None),
             other => other?,
         };
         let key = plan.key();

@@ -145,6 +145,7 @@ pub fn run(a: &Args) -> Result<()> {
         merge: a.merge_tokens.clone(),
         calibrator: a.calibrator,
         cache: if a.no_cache { None } else { cache_folder() },
+        judges: None,
         calibration: a.calib.as_ref().map(|dir| Pictures { dir: dir.clone(), count: a.calib_count }),
         preprocess: a.preprocess.clone(),
         mean: a.mean,
@@ -206,7 +207,9 @@ fn searched(a: &Args, settings: Settings) -> Result<Searched> {
         max_drop: a.max_drop.unwrap_or(1.0),
         table: a.latency_table.clone(),
     };
-    let mut search = Search::new(&a.model, &settings, &budget)?;
+    // A quarter of the pictures judges: few of them could not tell a point of top-1.
+    let searching = Settings { judges: Some(usize::MAX), ..settings.clone() };
+    let mut search = Search::new(&a.model, &searching, &budget)?;
     if a.dry_run {
         print!("{}", search.dry_run()?);
         return Ok(Searched::Shown);
