@@ -1,10 +1,11 @@
 //! A float model in, a model that travels to the board out.
 
 use crate::arch::{self, Architecture};
+use crate::merge::{self, Schedule};
 use crate::passes::{self, PassReport, Prepare};
 use crate::quantize::pays;
 use crate::quantize::{self, Candidate, Effect, Evidence, Layer, Preset, Probes, Quantized, Skipped, Target, Wish};
-use crate::{check, preset, progress, prune, report};
+use crate::{check, preset, progress, prune, refit, report};
 use ndarray::ArrayD;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
@@ -71,6 +72,8 @@ pub struct Settings {
     pub preset: Preset,
     /// Heads and neurons to leave out.
     pub prune: prune::Request,
+    /// How many tokens each block merges; `None` merges none.
+    pub merge: Option<Schedule>,
     /// What INT8 must keep; layers stay float until it does.
     pub target: Target,
     /// How ranges of activations are chosen; `None` tries every way.
@@ -79,6 +82,8 @@ pub struct Settings {
     pub cache: Option<PathBuf>,
     /// Calibration pictures.
     pub calibration: Option<Pictures>,
+    /// At most so many of them judge only; `None` for what quantization needs.
+    pub judges: Option<usize>,
     /// Preset or JSON file for preprocessing; `None` takes that of the source's card.
     pub preprocess: Option<String>,
     /// Mean in place of the preset's, 0…1.
@@ -212,84 +217,26 @@ pub fn convert(source: &Path, settings: &Settings) -> Result<Converted> {
             hint: "add --calib DIR, and leave --precision out".into(),
         });
     }
-    settings.prune.check(settings.calibration.is_some())?;
-    let mut graph = Graph::read(source)?;
-    let sha256 = sha256(&files::map(source)?);
-    let old = Card::of(&graph).map_err(|e| e.in_file(source))?;
-    refuse_converted(old.as_ref(), source)?;
-    // Integers of another tool stay; the rest is prepared as always.
-    let quantized = qdq::normalize(&mut graph);
-    if quantized && settings.precision != Precision::Fp32 {
-        return Err(Error::Usage {
-            what: format!("{} is quantized already", source.display()),
-            hint: "--precision fp32 keeps its integers as they are; or convert the float model it came from".into(),
-        });
-    }
-    let prepare = Prepare { size: settings.size };
-    let passes = passes::prepare(&mut graph, &prepare).map_err(|e| e.in_file(source))?;
-    let architecture = arch::recognise(&graph);
-    let mut warnings = vec![];
-    let preprocess = preprocess_of(&graph, settings, old.as_ref())?;
-    let (output_index, output, width) = output_of(&graph, &mut warnings)?;
-    let pictures = match &settings.calibration {
-        Some(p) => Some(pick(p, settings.labels.as_deref(), &mut warnings)?),
-        None => None,
-    };
-    let labels = settings
-        .labels
-        .clone()
-        .or_else(|| old.as_ref().map(|c| c.labels.clone()).filter(|l| !l.is_empty()))
-        .or_else(|| pictures.as_ref().map(|(set, _)| set.labels.clone()))
-        .unwrap_or_default();
-    if let Some(classes) = width.filter(|&w| !labels.is_empty() && w != labels.len()) {
-        let what = format!("{} labels for {classes} classes of output `{}`", labels.len(), output.name);
-        if settings.labels.is_some() {
-            let hint = "--labels takes a file with one label a line, in the order of the class indices".into();
-            return Err(Error::Usage { what, hint });
-        }
-        warnings.push(what);
-    }
-    let mut notes: Vec<String> =
-        passes.iter().filter(|p| p.changes > 0).map(|p| format!("{}: {}", p.pass, p.line)).collect();
-    let mut pruned = prune::Pruned::default();
-    let float = graph.clone();
-    let mut calibration = None;
-    if settings.prune != prune::Request::default() {
-        let items = pictures.as_ref().map_or(&[][..], |(_, items)| items);
-        let load = |i: usize| load_picture(&items[i].path, &preprocess);
-        let pictures = prune::Pictures { load: &load, count: items.len(), output: output_index };
-        pruned = prune::prune(&mut graph, &settings.prune, &pictures, &settings.options)?;
-        notes.append(&mut pruned.notes);
-        warnings.append(&mut pruned.warnings);
-        calibration = Some(calibration_data(items)?);
-    }
-    let mut card = Card {
-        version: VERSION,
-        name: source.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
-        architecture: architecture.family.name().into(),
-        preprocess,
-        output,
-        labels,
-        precision: if quantized { Precision::Int8 } else { settings.precision }.name().into(),
-        activations: Activations::Static,
-        provenance: Provenance {
-            source: source.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-            sha256,
-            tool: format!("vedge {}", env!("CARGO_PKG_VERSION")),
-            passes: notes,
-            calibration,
-        },
-        accuracy: None,
-        self_test: None,
-    };
+    let float = float(source, settings, None)?;
+    let Float {
+        mut graph,
+        architecture,
+        passes,
+        pruned,
+        mut card,
+        output: output_index,
+        items,
+        whole,
+        mut warnings,
+        before,
+    } = float;
     let (mut layers, mut skipped, mut candidates, mut alone) = (vec![], vec![], vec![], vec![]);
     let mut ground = graph.clone();
     let mut precision = settings.precision;
     let mut verdict = None;
     if precision.tries_int8() {
-        let items = pictures.as_ref().map(|(_, items)| items.as_slice());
         let mut tried = card.clone();
-        match int8(&graph, items, &mut tried, output_index, settings) {
+        match int8(&graph, items.as_deref(), &mut tried, output_index, whole.as_deref(), settings) {
             Ok(done) => {
                 let judged = Verdict::of(&graph, &done);
                 if precision == Precision::Int8 || judged.pays {
@@ -330,7 +277,6 @@ pub fn convert(source: &Path, settings: &Settings) -> Result<Converted> {
     card.self_test = Some(self_test(&graph, output_index)?);
     card.embed(&mut graph);
     check::check(&graph)?;
-    let pruned = pruned.lines;
     Ok(Converted {
         graph,
         card,
@@ -341,13 +287,211 @@ pub fn convert(source: &Path, settings: &Settings) -> Result<Converted> {
         skipped,
         candidates,
         warnings,
-        source: float,
+        source: before,
         ground,
         alone,
         output: output_index,
         verdict,
-        items: pictures.map(|(_, items)| items).unwrap_or_default(),
+        items: items.unwrap_or_default(),
     })
+}
+
+/// A float model before it is quantized, and what is known of it.
+pub struct Float {
+    /// The graph, shrunk as asked.
+    pub graph: Graph,
+    /// What the source is, at the size asked for.
+    pub architecture: Architecture,
+    /// Passes that were run.
+    pub passes: Vec<PassReport>,
+    /// Heads and neurons that left.
+    pub pruned: Vec<prune::Line>,
+    /// Its card so far.
+    pub card: Card,
+    /// Index of the output that is the classifier's.
+    pub output: usize,
+    /// Calibration pictures, the judges last.
+    pub items: Option<Vec<Item>>,
+    /// The graph at the size asked for, before anything else left it.
+    pub before: Graph,
+    /// What the whole model says of each, where the graph is a shrunk one.
+    pub whole: Option<Vec<Vec<f32>>>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// Prepares and shrinks a model. `known` are the whole model's answers on the calibration pictures, where they were
+/// asked for already.
+///
+/// # Errors
+/// As [`convert`].
+pub fn float(source: &Path, settings: &Settings, known: Option<&[Vec<f32>]>) -> Result<Float> {
+    settings.prune.check(settings.calibration.is_some())?;
+    let mut graph = Graph::read(source)?;
+    let sha256 = sha256(&files::map(source)?);
+    let old = Card::of(&graph).map_err(|e| e.in_file(source))?;
+    refuse_converted(old.as_ref(), source)?;
+    // Integers of another tool stay; the rest is prepared as always.
+    let quantized = qdq::normalize(&mut graph);
+    if quantized && settings.precision != Precision::Fp32 {
+        return Err(Error::Usage {
+            what: format!("{} is quantized already", source.display()),
+            hint: "--precision fp32 keeps its integers as they are; or convert the float model it came from".into(),
+        });
+    }
+    let declared = graph.inputs.first().and_then(|i| i.dims()).and_then(|d| match d[..] {
+        [_, _, Some(h), Some(w)] => Some((h, w)),
+        _ => None,
+    });
+    let prepare = Prepare { size: settings.size };
+    let passes = passes::prepare(&mut graph, &prepare).map_err(|e| e.in_file(source))?;
+    let architecture = arch::recognise(&graph);
+    let mut warnings = vec![];
+    let preprocess = preprocess_of(&graph, settings, old.as_ref())?;
+    let (output_index, output, width) = output_of(&graph, &mut warnings)?;
+    let pictures = match &settings.calibration {
+        Some(p) => Some(pick(p, settings.labels.as_deref(), &mut warnings)?),
+        None => None,
+    };
+    let labels = settings
+        .labels
+        .clone()
+        .or_else(|| old.as_ref().map(|c| c.labels.clone()).filter(|l| !l.is_empty()))
+        .or_else(|| pictures.as_ref().map(|(set, _)| set.labels.clone()))
+        .unwrap_or_default();
+    if let Some(classes) = width.filter(|&w| !labels.is_empty() && w != labels.len()) {
+        let what = format!("{} labels for {classes} classes of output `{}`", labels.len(), output.name);
+        if settings.labels.is_some() {
+            let hint = "--labels takes a file with one label a line, in the order of the class indices".into();
+            return Err(Error::Usage { what, hint });
+        }
+        warnings.push(what);
+    }
+    let mut notes: Vec<String> =
+        passes.iter().filter(|p| p.changes > 0).map(|p| format!("{}: {}", p.pass, p.line)).collect();
+    let (passes_done, before) = (notes.len(), graph.clone());
+    let resized = settings.size.is_some_and(|s| declared.is_some_and(|d| d != s));
+    let mut pruned = prune::Pruned::default();
+    let mut calibration = None;
+    if settings.prune != prune::Request::default() {
+        let items = pictures.as_ref().map_or(&[][..], |(_, items)| items);
+        // Not those that judge.
+        let items = &items[..items.len() - held_out(items.len(), settings)];
+        let load = |i: usize| load_picture(&items[i].path, &preprocess);
+        let pictures = prune::Pictures { load: &load, count: items.len(), output: output_index };
+        pruned = prune::prune(&mut graph, &settings.prune, &pictures, &settings.options)?;
+        notes.append(&mut pruned.notes);
+        warnings.append(&mut pruned.warnings);
+        calibration = Some(calibration_data(items)?);
+    }
+    if let Some(schedule) = &settings.merge {
+        notes.extend(merge::merge(&mut graph, schedule, &architecture)?.note);
+    }
+    let whole = match &pictures {
+        Some((_, items)) if notes.len() > passes_done || resized => Some(match known {
+            Some(known) => known.to_vec(),
+            None => whole_answers(source, &before, items, &preprocess, output_index, &settings.options)?,
+        }),
+        _ => None,
+    };
+    if let (Some(whole), Some((_, items)), false) = (&whole, &pictures, settings.prune.no_repair)
+        && output.kind == "logits"
+    {
+        // Not those that judge.
+        let items = &items[..items.len() - held_out(items.len(), settings)];
+        let load = items.iter().map(|i| load_picture(&i.path, &preprocess));
+        let done = refit::refit(&mut graph, output_index, load, &whole[..items.len()], &settings.options)?;
+        if let Some(done) = done {
+            notes.push(done.note);
+            calibration = Some(calibration_data(items)?);
+        }
+    }
+    let mut card = card_of(source, &architecture, settings, preprocess, output, sha256);
+    card.labels = labels;
+    (card.provenance.passes, card.provenance.calibration) = (notes, calibration);
+    if quantized {
+        card.precision = Precision::Int8.name().into();
+    }
+    let items = pictures.map(|(_, items)| items);
+    let (pruned, output) = (pruned.lines, output_index);
+    Ok(Float { graph, architecture, passes, pruned, card, output, items, whole, warnings, before })
+}
+
+fn card_of(
+    source: &Path,
+    architecture: &Architecture,
+    settings: &Settings,
+    preprocess: Preprocess,
+    output: OutputKind,
+    sha256: String,
+) -> Card {
+    Card {
+        version: VERSION,
+        name: source.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+        architecture: architecture.family.name().into(),
+        preprocess,
+        output,
+        labels: vec![],
+        precision: settings.precision.name().into(),
+        activations: Activations::Static,
+        provenance: Provenance {
+            source: source.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            sha256,
+            tool: format!("vedge {}", env!("CARGO_PKG_VERSION")),
+            ..Provenance::default()
+        },
+        accuracy: None,
+        self_test: None,
+    }
+}
+
+/// A card for a graph that only runs here.
+///
+/// # Errors
+/// [`Error::Usage`] when the preprocessing is not known.
+pub(crate) fn bare_card(source: &Path, graph: &Graph, settings: &Settings) -> Result<Card> {
+    let old = Card::of(graph)?;
+    let preprocess = preprocess_of(graph, settings, old.as_ref())?;
+    let output = output_of(graph, &mut vec![])?.1;
+    Ok(card_of(source, &arch::recognise(graph), settings, preprocess, output, String::new()))
+}
+
+/// What the model said of the pictures before it was shrunk: at its own size where it has one, else `prepared` at the
+/// size asked for.
+pub(crate) fn whole_answers(
+    source: &Path,
+    prepared: &Graph,
+    items: &[Item],
+    preprocess: &Preprocess,
+    output: usize,
+    options: &Options,
+) -> Result<Vec<Vec<f32>>> {
+    let mut own = Graph::read(source)?;
+    let graph = match passes::prepare(&mut own, &Prepare::default()) {
+        Ok(_) => own,
+        Err(_) => prepared.clone(),
+    };
+    let (height, width) = picture_size(&graph)?;
+    let preprocess = Preprocess { height, width, ..preprocess.clone() };
+    let mut session = Session::from_graph(graph, options)?;
+    let bar = progress::bar("asking the whole model", items.len());
+    let mut answers = vec![];
+    for i in items {
+        let y = session.run(&[load_picture(&i.path, &preprocess)?])?;
+        answers.push(y[output].iter().copied().collect());
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    Ok(answers)
+}
+
+/// How many of so many calibration pictures judge only: the last of them. With very few, each is worth more as a
+/// calibration picture than as an impartial judge, and none is held out.
+pub(crate) fn held_out(pictures: usize, settings: &Settings) -> usize {
+    match (pictures / 4).min(settings.judges.unwrap_or(PROBES)) {
+        judges @ LEAST_PROBES.. => judges,
+        _ => 0,
+    }
 }
 
 fn refuse_converted(old: Option<&Card>, source: &Path) -> Result<()> {
@@ -473,6 +617,7 @@ fn int8(
     items: Option<&[Item]>,
     card: &mut Card,
     output: usize,
+    whole: Option<&[Vec<f32>]>,
     settings: &Settings,
 ) -> Result<Quantized> {
     let evidence = items.map(|items| observe(graph, items, card, output, settings)).transpose()?;
@@ -490,10 +635,27 @@ fn int8(
             card.provenance.calibration = Some(calibration_data(items)?);
         }
         if card.output.kind != "features" {
+            let (mut float_top1, mut effect) = (e.probes.float_top1(), effect);
+            // Of a shrunk model the losses count that shrinking made, too.
+            if let Some(whole) = whole {
+                let reference = whole[whole.len() - e.probes.inputs.len()..].to_vec();
+                let probes = Probes {
+                    reference,
+                    inputs: e.probes.inputs.clone(),
+                    classes: e.probes.classes.clone(),
+                    ..e.probes
+                };
+                let mut graph = done.graph.clone();
+                card.embed(&mut graph);
+                let bar = progress::bar("comparing with the whole model", probes.inputs.len());
+                effect = probes.judge(&graph, &settings.options, &bar, f64::NEG_INFINITY)?;
+                bar.finish_and_clear();
+                float_top1 = probes.float_top1();
+            }
             card.accuracy = Some(Accuracy {
                 measured_on: e.probes.measured_on().into(),
                 pictures: e.probes.inputs.len(),
-                float_top1: e.probes.float_top1() as f32,
+                float_top1: float_top1 as f32,
                 top1: effect.top1 as f32,
                 agreement: effect.agreement as f32,
                 sqnr_db: Some(effect.sqnr as f32),
@@ -520,9 +682,8 @@ fn taps(graph: &Graph) -> Vec<Tap> {
 
 /// Runs the float model on the calibration pictures: the last quarter becomes judges, the others are observed.
 fn observe(graph: &Graph, items: &[Item], card: &Card, output: usize, settings: &Settings) -> Result<Evidence> {
-    let judges = (items.len() / 4).min(PROBES);
-    // With very few pictures each is worth more as a calibration picture than as an impartial judge.
-    let held_out = judges >= LEAST_PROBES;
+    let judges = held_out(items.len(), settings);
+    let held_out = judges > 0;
     let (observed, probes) = match held_out {
         true => items.split_at(items.len() - judges),
         false => (items, items),
@@ -596,7 +757,7 @@ fn self_test(graph: &Graph, output: usize) -> Result<SelfTest> {
     Ok(SelfTest { seed: SELF_TEST_SEED, logits: y[output].iter().copied().collect(), min_cosine: SELF_TEST_COSINE })
 }
 
-fn sha256(bytes: &[u8]) -> String {
+pub(crate) fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 

@@ -1,9 +1,10 @@
 """The same answers as ONNX Runtime.
 
-Usage: parity.py --vedge VEDGE --run VEDGE_RUN --out FOLDER [--only zoo,fashion,foreign,imagenette] [--limit N]
+Usage: parity.py --vedge VEDGE --run VEDGE_RUN --out FOLDER [--only zoo,fashion,shrunk,foreign,imagenette] [--limit N]
 
   zoo         float logits of every graph in tests/zoo that both load, converted to fp32
   fashion     the shipped models in INT8 (FOLDER/<model>.int8.onnx) on all 10,000 Fashion-MNIST test pictures
+  shrunk      a model with tokens merged, neurons and heads out and INT8, in one file
   foreign     the shipped models in INT8 as ONNX Runtime and PyTorch write it
   imagenette  vits14_imagenette of the shared data in INT8 on its 1,000 pictures; skipped without shared data
 
@@ -190,6 +191,26 @@ def check_vits14(args, shared):
     return check_int8(args, "vits14_imagenette", source, int8_model, lambda: imagenette(pictures / "val", args.limit))
 
 
+# Everything at once: tokens merged, neurons and heads out, the classifier fitted again, INT8.
+SHRUNK = ("--merge-tokens", "3", "--prune-mlp", "10", "--prune-heads", "10")
+# An engine that sums in another order may merge another pair where two are equally alike.
+SHRUNK_AGREEMENT = 0.99
+
+
+def check_shrunk(args):
+    """A model shrunk in every way, in one file: the same answers in ONNX Runtime."""
+    path, how = args.out / "deit_nano.shrunk.onnx", ROOT / "models" / "fashion.json"
+    calibration = ("--calib", ROOT / "models" / "fashion" / "calibration")
+    command(args.vedge, "convert", ROOT / "models" / "deit_nano.onnx", "-o", path, "--preprocess", how, *calibration, *SHRUNK)
+    onnx.checker.check_model(str(path), full_check=True)
+    batch = np.concatenate([pictures for pictures, _ in fashion(FOREIGN)])[:FOREIGN]
+    running = Infer(args.run, path, batch)
+    theirs, ours = run_rows(session(path, optimized=False), batch), running.result()
+    same = agreement(theirs, ours)
+    print(f"{'ok    ' if same >= SHRUNK_AGREEMENT else 'FAILED'} deit_nano shrunk: agreement {same:.2%}, SQNR {sqnr(theirs, ours):.1f} dB", flush=True)
+    return {"model": "deit_nano shrunk", "agreement": same, "sqnr_db": sqnr(theirs, ours), "passed": same >= SHRUNK_AGREEMENT}
+
+
 def markdown(record):
     """The record as tables."""
     lines = [
@@ -248,20 +269,22 @@ def main():
     parser = argparse.ArgumentParser(usage=__doc__)
     for name in ("vedge", "run", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--only", default="zoo,fashion,foreign,imagenette")
+    parser.add_argument("--only", default="zoo,fashion,shrunk,foreign,imagenette")
     parser.add_argument("--limit", type=int, default=10000, help="at most so many pictures")
     args = parser.parse_args()
     parts = args.only.split(",")
-    if unknown := set(parts) - {"zoo", "fashion", "foreign", "imagenette"}:
+    if unknown := set(parts) - {"zoo", "fashion", "shrunk", "foreign", "imagenette"}:
         parser.error(f"--only: no part {', '.join(sorted(unknown))}")
 
-    record = {"onnxruntime": ort.__version__, "zoo": [], "foreign": [], "int8": []}
+    record = {"onnxruntime": ort.__version__, "zoo": [], "shrunk": [], "foreign": [], "int8": []}
     if "zoo" in parts:
         record["zoo"] = check_zoo(args)
     if "fashion" in parts:
         for name in ("mobilevit_nano", "deit_nano"):
             models = ROOT / "models" / f"{name}.onnx", args.out / f"{name}.int8.onnx"
             record["int8"].append(check_int8(args, name, *models, lambda: fashion(args.limit)))
+    if "shrunk" in parts:
+        record["shrunk"] = [check_shrunk(args)]
     if "foreign" in parts:
         record["foreign"] = check_foreign(args)
     if "imagenette" in parts:
@@ -272,7 +295,7 @@ def main():
 
     (args.out / "parity.json").write_text(json.dumps(record, indent=1))
     (args.out / "parity.md").write_text(markdown(record))
-    failed = [row["model"] for rows in (record["zoo"], record["foreign"], record["int8"]) for row in rows if not row["passed"]]
+    failed = [row["model"] for rows in (record["zoo"], record["shrunk"], record["foreign"], record["int8"]) for row in rows if not row["passed"]]
     if "zoo" in parts:
         compared = sum(row["error"] is not None for row in record["zoo"])
         print(f"{compared} of {len(record['zoo'])} zoo graphs compared, the others refused")

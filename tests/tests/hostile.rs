@@ -43,6 +43,8 @@ fn converted(model: &str, preset: Preset) -> Result<Graph> {
         prune: Default::default(),
         target: Default::default(),
         explain: false,
+        judges: None,
+        merge: None,
         calibration: Some(Pictures { dir: models.join("fashion/calibration"), count: 8 }),
         preprocess: Some(models.join("fashion.json").to_string_lossy().into_owned()),
         mean: None,

@@ -1,7 +1,9 @@
 //! `vedge convert`
 
 use super::{parse_channels, parse_size, read_labels};
+use crate::budget::{self, Amount, Budget, Found, Search};
 use crate::convert::{Converted, Pictures, Precision, Settings, convert};
+use crate::merge::Schedule;
 use crate::prune::Request;
 use crate::quantize::{Preset, Target};
 use crate::report::{RUNS, Report, gather, page, time};
@@ -19,8 +21,8 @@ pub struct Args {
     /// The ONNX model.
     model: PathBuf,
     /// File to write.
-    #[arg(short, long)]
-    output: PathBuf,
+    #[arg(short, long, required_unless_present = "dry_run")]
+    output: Option<PathBuf>,
     /// Resolution in pixels, N or HxW; the model's own where left out.
     #[arg(long, value_parser = parse_size)]
     size: Option<(usize, usize)>,
@@ -49,6 +51,21 @@ pub struct Args {
     /// Leave out attention heads: this percentage of their work. The layers after them are repaired by least squares.
     #[arg(long, value_name = "PERCENT")]
     prune_heads: Option<f64>,
+    /// Merge similar tokens after each block's attention: how many a block, such as 8, or 8,8,4, or 16x3,8x4.
+    #[arg(long, value_name = "TOKENS", value_parser = Schedule::parse)]
+    merge_tokens: Option<Schedule>,
+    /// Search resolution, tokens, neurons and heads for a model that takes at most so long: 0.4x of plain INT8, or 15ms.
+    #[arg(long, value_name = "0.4x|15ms", value_parser = Amount::latency)]
+    target_latency: Option<Amount>,
+    /// The same for the size of the file: 0.5x of plain INT8, or 12MB.
+    #[arg(long, value_name = "0.5x|12MB", value_parser = Amount::size)]
+    target_size: Option<Amount>,
+    /// Where the search keeps the times it measured: a file that exists is used as it is, so that the search decides the same.
+    #[arg(long, value_name = "FILE")]
+    latency_table: Option<PathBuf>,
+    /// Show what a search would try, and stop.
+    #[arg(long)]
+    dry_run: bool,
     /// Do not repair after pruning, for comparison.
     #[arg(long)]
     no_repair: bool,
@@ -110,8 +127,11 @@ fn default_threads() -> NonZeroUsize {
 
 /// Runs the command.
 pub fn run(a: &Args) -> Result<()> {
-    refuse_overwriting_source(&a.model, &a.output)?;
-    vedge_runtime::files::check_output(&a.output)?;
+    let output = a.output.as_deref().unwrap_or(Path::new(""));
+    if !a.dry_run {
+        refuse_overwriting_source(&a.model, output)?;
+        vedge_runtime::files::check_output(output)?;
+    }
     if !a.precision.tries_int8() && a.preset != Preset::default() {
         return Err(Error::Usage {
             what: "--preset has no meaning without --precision int8".into(),
@@ -136,8 +156,10 @@ pub fn run(a: &Args) -> Result<()> {
         preset: a.preset,
         target: Target { max_drop: a.max_drop, min_agreement: a.min_agreement.map(|p| p / 100.0) },
         prune: Request { heads: a.prune_heads, neurons: a.prune_mlp, no_repair: a.no_repair },
+        merge: a.merge_tokens.clone(),
         calibrator: a.calibrator,
         cache: if a.no_cache { None } else { cache_folder() },
+        judges: None,
         calibration: a.calib.as_ref().map(|dir| Pictures { dir: dir.clone(), count: a.calib_count }),
         preprocess: a.preprocess.clone(),
         mean: a.mean,
@@ -145,10 +167,20 @@ pub fn run(a: &Args) -> Result<()> {
         labels: a.labels.as_ref().map(|p| read_labels(p)).transpose()?,
         options: Options { threads: a.threads.get(), ..Options::default() },
     };
-    let done = convert(&a.model, &settings)?;
+    let (settings, found) = match searched(a, settings)? {
+        Searched::Shown => return Ok(()),
+        Searched::Settings(settings) => (*settings, None),
+        Searched::Found(settings, found) => (*settings, Some(found)),
+    };
+    let mut done = convert(&a.model, &settings)?;
+    if let Some(found) = &found {
+        eprint!("{}", budget::plot::table(&found.points));
+        done.card.provenance.passes.push(found.note.clone());
+        done.card.embed(&mut done.graph);
+    }
     let bytes = encode_checked(&done.graph)?;
     let written = bytes.len();
-    vedge_runtime::files::write_atomic(&a.output, &bytes)?;
+    vedge_runtime::files::write_atomic(output, &bytes)?;
     for w in &done.warnings {
         eprintln!("warning: {w}");
     }
@@ -157,7 +189,7 @@ pub fn run(a: &Args) -> Result<()> {
         a.report.as_ref().map(|path| write_report(a, path, &done, [source, written as u64], &settings.options));
     let measured = measured.transpose()?;
     if a.json {
-        let mut json = report(a, &done, source, written as u64);
+        let mut json = report(a, &done, found.as_ref(), source, written as u64);
         json["report"] = serde_json::to_value(&measured)?;
         return super::out::json(&json);
     }
@@ -196,7 +228,7 @@ fn check_report(a: &Args, path: &Path) -> Result<()> {
             );
         }
     }
-    if path == a.output {
+    if a.output.as_deref() == Some(path) {
         return usage(format!("--report {}: is the output too", path.display()), "choose another name for the report");
     }
     if a.calib.is_none() && a.report_data.is_none() {
@@ -249,9 +281,53 @@ fn commands(a: &Args) -> Vec<String> {
         };
     let mut own: Vec<String> = std::env::args().skip(1).map(|s| quoted(&s)).collect();
     own.insert(0, "vedge".into());
-    let [model, output] = [&a.model, &a.output].map(|p| quoted(&p.display().to_string()));
+    let output = a.output.as_deref().unwrap_or(Path::new(""));
+    let [model, output] = [&a.model, output].map(|p| quoted(&p.display().to_string()));
     let data = a.report_data.as_ref().or(a.calib.as_ref()).map_or("DIR".into(), |p| quoted(&p.display().to_string()));
     vec![own.join(" "), format!("vedge eval {model} {output} --data {data}"), format!("vedge bench {output}")]
+}
+
+/// What came before the conversion.
+enum Searched {
+    /// A plan was shown, and that is all.
+    Shown,
+    /// No search was asked for.
+    Settings(Box<Settings>),
+    /// What was found, and the settings of it.
+    Found(Box<Settings>, Found),
+}
+
+/// Runs the search that was asked for.
+fn searched(a: &Args, settings: Settings) -> Result<Searched> {
+    let asked = a.target_latency.is_some() || a.target_size.is_some();
+    if !asked && (a.dry_run || a.latency_table.is_some()) {
+        return Err(Error::Usage {
+            what: "--dry-run and --latency-table belong to a search".into(),
+            hint: "add --target-latency 0.5x or --target-size 0.5x".into(),
+        }
+        .into());
+    }
+    if !asked {
+        return Ok(Searched::Settings(Box::new(settings)));
+    }
+    let budget = Budget {
+        latency: a.target_latency,
+        size: a.target_size,
+        max_drop: a.max_drop.unwrap_or(1.0),
+        table: a.latency_table.clone(),
+    };
+    // A quarter of the pictures judges: few of them could not tell a point of top-1.
+    let searching = Settings { judges: Some(usize::MAX), ..settings.clone() };
+    let mut search = Search::new(&a.model, &searching, &budget)?;
+    if a.dry_run {
+        print!("{}", search.dry_run()?);
+        return Ok(Searched::Shown);
+    }
+    let found = search.run()?;
+    // The drop is the search's to keep to; layers in float would cost the time that it saved.
+    let mut chosen = budget::settings_of(found.plan(), &settings);
+    chosen.target.max_drop = None;
+    Ok(Searched::Found(Box::new(chosen), found))
 }
 
 /// The file's bytes, after they went through the board's loader themselves.
@@ -276,7 +352,7 @@ fn refuse_overwriting_source(source: &Path, output: &Path) -> Result<()> {
     }
 }
 
-fn report(a: &Args, c: &Converted, source: u64, written: u64) -> serde_json::Value {
+fn report(a: &Args, c: &Converted, found: Option<&Found>, source: u64, written: u64) -> serde_json::Value {
     serde_json::json!({
         "v": 1,
         "output": a.output,
@@ -288,6 +364,7 @@ fn report(a: &Args, c: &Converted, source: u64, written: u64) -> serde_json::Val
         "float_layers": c.skipped.iter().map(|s| serde_json::json!({"name": s.name, "reason": s.reason})).collect::<Vec<_>>(),
         "calibrators": c.candidates,
         "verdict": c.verdict,
+        "search": found,
         "warnings": c.warnings,
         "card": c.card,
     })
@@ -303,11 +380,15 @@ fn describe(a: &Args, c: &Converted, source: u64, written: u64) {
     let mega = |b: u64| b as f64 / 1e6;
     eprintln!(
         "{}: {}, {}, {:.1} MB (source {:.1} MB)",
-        a.output.display(),
+        a.output.as_deref().unwrap_or(Path::new("")).display(),
         c.card.architecture,
         c.card.precision,
         mega(written),
         mega(source)
     );
-    eprintln!("next: vedge eval {} {} --data DIR", a.model.display(), a.output.display());
+    eprintln!(
+        "next: vedge eval {} {} --data DIR",
+        a.model.display(),
+        a.output.as_deref().unwrap_or(Path::new("")).display()
+    );
 }

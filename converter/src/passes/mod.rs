@@ -7,7 +7,7 @@ mod gemm;
 mod layernorm;
 mod opset;
 pub mod positions;
-mod resize;
+pub(crate) mod resize;
 mod softmax;
 
 use crate::{check, shapes};

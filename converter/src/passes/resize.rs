@@ -11,7 +11,7 @@ use vedge_runtime::onnx::{Graph, NodeProto, attr, elements, f32_tensor, i64_tens
 use vedge_runtime::{Error, Result};
 
 /// Height and width in pixels.
-pub(super) type Size = (usize, usize);
+pub(crate) type Size = (usize, usize);
 
 /// What was rewritten.
 #[derive(Debug, Default)]
@@ -33,30 +33,22 @@ pub(super) fn resize(graph: &mut Graph, new: Size) -> Result<Resized> {
         return Err(Error::BadModel(format!("input `{name}` has no fixed shape")));
     };
     let rank = shape.len();
-    let mut walk = Walk {
-        rows: BTreeSet::from([(shape[rank - 2], new.0)]),
-        columns: BTreeSet::from([(shape[rank - 1], new.1)]),
-        new: Facts::default(),
-        factors: HashMap::new(),
-        done: Resized::default(),
-        old,
-    };
+    let mut walk = Walk::new(old);
+    walk.rows.insert((shape[rank - 2], new.0));
+    walk.columns.insert((shape[rank - 1], new.1));
     shape[rank - 2..].copy_from_slice(&[new.0, new.1]);
     graph.inputs[0] = value_info(&name, dtype, &shape);
-    walk.new.types.insert(name, (dtype, shape));
-    for (name, t) in &graph.initializers {
-        walk.new.types.insert(name.clone(), (t.dtype(), shape_of(t)));
-    }
-    for i in 0..graph.nodes.len() {
-        let mut node = graph.nodes[i].clone();
-        walk.rewrite(graph, &mut node)?;
-        infer_one(graph, &node, &mut walk.new).map_err(|e| stuck(&node, &e.to_string()))?;
-        walk.learn(&node);
-        walk.follow(&node);
-        graph.nodes[i] = node;
-    }
-    graph.prune_unused();
+    walk.run(graph, &HashMap::new())?;
     Ok(walk.done)
+}
+
+/// Rewrites a graph into which nodes were inserted that change the number of tokens. `old` are the facts from before;
+/// `inserted` names every output of the new nodes, and where one takes the place of a value from before, that value.
+///
+/// # Errors
+/// [`Error::Unsupported`] naming the node that cannot follow.
+pub(crate) fn follow(graph: &mut Graph, old: Facts, inserted: &HashMap<String, Option<String>>) -> Result<()> {
+    Walk::new(old).run(graph, inserted)
 }
 
 /// The refusal: this node keeps the graph at its resolution.
@@ -81,6 +73,47 @@ struct Walk {
 }
 
 impl Walk {
+    fn new(old: Facts) -> Walk {
+        Walk {
+            rows: BTreeSet::new(),
+            columns: BTreeSet::new(),
+            new: Facts::default(),
+            factors: HashMap::new(),
+            done: Resized::default(),
+            old,
+        }
+    }
+
+    fn run(&mut self, graph: &mut Graph, inserted: &HashMap<String, Option<String>>) -> Result<()> {
+        for i in &graph.inputs {
+            self.new.types.extend(i.fixed().map(|fact| (i.name().to_string(), fact)));
+        }
+        for (name, t) in &graph.initializers {
+            self.new.types.insert(name.clone(), (t.dtype(), shape_of(t)));
+        }
+        for i in 0..graph.nodes.len() {
+            let mut node = graph.nodes[i].clone();
+            let known = inserted.contains_key(&node.output[0]);
+            if !known {
+                self.rewrite(graph, &mut node)?;
+            }
+            infer_one(graph, &node, &mut self.new).map_err(|e| stuck(&node, &e.to_string()))?;
+            for output in &node.output {
+                let before = inserted.get(output).and_then(Option::as_ref).and_then(|b| self.old.types.get(b));
+                if let Some(fact) = before.cloned() {
+                    self.old.types.insert(output.clone(), fact);
+                }
+            }
+            if !known {
+                self.learn(&node);
+                self.follow(&node);
+            }
+            graph.nodes[i] = node;
+        }
+        graph.prune_unused();
+        Ok(())
+    }
+
     /// Exported and new shape of a value.
     fn shapes(&self, value: &str) -> Option<(&[usize], &[usize])> {
         Some((self.old.shape(value)?, self.new.shape(value)?))

@@ -119,6 +119,25 @@ pub fn prune(graph: &mut Graph, request: &Request, pictures: &Pictures<'_>, opti
     Ok(done)
 }
 
+/// Removes a share (0…1) of every unit, whichever come first: a graph that takes as long as one that was pruned with care.
+///
+/// # Errors
+/// [`Error::Unsupported`] with the layer that cannot follow.
+pub fn first(graph: &mut Graph, kind: Kind, share: f64) -> Result<()> {
+    if share <= 0.0 {
+        return Ok(());
+    }
+    for u in unit::find(graph, kind).0 {
+        let count = (share * u.groups as f64).round() as usize;
+        let dropped: Vec<usize> = (0..count.min(u.groups - 1)).collect();
+        u.remove(graph, &dropped, None).map_err(|why| {
+            let what = format!("layer `{}` cannot be pruned: {why}", u.name);
+            Error::Unsupported { what, hint: "leave the option out".into() }
+        })?;
+    }
+    Ok(())
+}
+
 /// The units of a graph, and what each loses first.
 pub struct Ranking<'a> {
     ranked: Vec<Ranked<'a>>,

@@ -13,6 +13,7 @@ pub mod depthwise;
 mod generic;
 pub mod linear;
 mod math;
+pub mod merge;
 mod pack;
 pub mod peak;
 pub mod requantize;

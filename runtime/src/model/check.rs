@@ -8,6 +8,7 @@ use crate::kernels::attention::{Attention, HeadView};
 use crate::kernels::conv::{Conv, Filter, Geometry};
 use crate::kernels::depthwise::{Depthwise, Taps};
 use crate::kernels::linear::Linear;
+use crate::kernels::merge::{Match, Merge};
 use crate::onnx::{Graph, absurd, elements};
 use std::collections::HashSet;
 
@@ -96,6 +97,8 @@ impl Fused {
                 layers(&[&b.project], &after, &inputs[1..], output)
             }
             Fused::Attention(a) => a.check(inputs, output),
+            Fused::Match(m) => m.check(first, output),
+            Fused::Merge(m) => m.check(inputs, output),
             Fused::LayerNorm(norm) => {
                 let width = first.last().copied().unwrap_or(0);
                 let fits = norm.gamma.len() == width && norm.beta.len() == width && elements(first) == elements(output);
@@ -176,15 +179,37 @@ impl Depthwise {
     }
 }
 
+/// Whether a strided view of these sizes lies within a tensor of `len` elements.
+fn within(sizes: [usize; 4], offset: usize, strides: [usize; 4], len: usize) -> bool {
+    let steps = sizes.iter().zip(strides);
+    let last = steps.fold(offset as u128, |at, (&n, s)| at.saturating_add((n as u128 - 1).saturating_mul(s as u128)));
+    last < len as u128
+}
+
+impl Match {
+    fn check(&self, keys: &[usize], output: &[usize]) -> Result<(), String> {
+        let sizes = [1, self.heads, self.tokens, self.dim];
+        need(sizes.iter().all(|&n| n > 0) && product(&sizes) <= LIMIT, || format!("sizes {sizes:?}"))?;
+        let fits = self.merged <= self.sides()[0] && self.sides()[1] > 0 && elements(output) == self.tokens;
+        need(fits, || format!("{self:?} for {output:?}"))?;
+        need(within(sizes, self.keys.offset, self.keys.strides, elements(keys)), || "its keys lie outside".into())
+    }
+}
+
+impl Merge {
+    fn check(&self, inputs: &[Vec<usize>], output: &[usize]) -> Result<(), String> {
+        let sizes: Vec<usize> = inputs.iter().map(|i| elements(i)).collect();
+        let values = product(&[self.tokens, self.width]);
+        let fits = matches!(sizes[..], [x, p] | [x, p, _] if x as u128 == values && p == self.tokens)
+            && sizes.get(2).is_none_or(|&s| s == self.tokens)
+            && product(&[self.left, self.width]) == product(output);
+        need(fits && self.left > 0, || format!("{self:?} does not make {output:?} of {inputs:?}"))
+    }
+}
+
 impl Attention {
     fn check(&self, inputs: &[Vec<usize>], output: &[usize]) -> Result<(), String> {
         let (b, h) = (self.batch, self.heads);
-        let within = |sizes: [usize; 4], offset: usize, strides: [usize; 4], len: usize| {
-            let steps = sizes.iter().zip(strides);
-            let last =
-                steps.fold(offset as u128, |at, (&n, s)| at.saturating_add((n as u128 - 1).saturating_mul(s as u128)));
-            last < len as u128
-        };
         let sizes = [b, h, self.queries, self.keys, self.dim, self.dim_v];
         need(sizes.iter().all(|&n| n > 0) && product(&sizes[..4]) <= 64 * LIMIT, || format!("sizes {sizes:?}"))?;
         for (name, v, tokens, dim) in [
@@ -213,6 +238,8 @@ impl Attention {
         let bias = |s: &crate::kernels::attention::ScoreBias| {
             s.batch > 0 && s.heads > 0 && s.values.len() == s.batch * s.heads * self.queries * self.keys
         };
-        need(self.biases.iter().all(bias), || "a bias of another size".into())
+        need(self.biases.iter().all(bias), || "a bias of another size".into())?;
+        let added = self.key_bias.map(|i| inputs.get(i).map_or(0, |s| elements(s)));
+        need(added.is_none_or(|n| n == self.keys), || "a bias of another number of keys".into())
     }
 }

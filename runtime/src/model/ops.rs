@@ -6,6 +6,7 @@ use crate::kernels::conv::{Conv, Filter};
 use crate::kernels::copy::Copy;
 use crate::kernels::depthwise::Bottleneck;
 use crate::kernels::linear::{Linear, Weights};
+use crate::kernels::merge::{Match, Merge};
 use crate::kernels::requantize::Requantize;
 use crate::kernels::{Activation, Norm};
 use std::fmt;
@@ -25,6 +26,10 @@ pub enum Fused {
     Bottleneck(Box<Bottleneck>),
     /// Scaled dot-product attention; inputs as its views number them.
     Attention(Box<Attention>),
+    /// Decides which tokens become one, from their keys.
+    Match(Match),
+    /// Makes one of the tokens that were matched: values, places, and where they count unequally, sizes.
+    Merge(Merge),
     /// LayerNorm over the last axis.
     LayerNorm(Norm),
     /// An element-wise function.
@@ -45,6 +50,8 @@ impl Fused {
             Fused::Conv(_) => "conv",
             Fused::Bottleneck(_) => "bottleneck",
             Fused::Attention(_) => "attention",
+            Fused::Match(_) => "match",
+            Fused::Merge(_) => "merge",
             Fused::LayerNorm(_) => "layer_norm",
             Fused::Activation(_) => "activation",
             Fused::Requantize(_) => "requantize",
@@ -74,7 +81,8 @@ impl Fused {
             Fused::Conv(c) => c.macs(),
             Fused::Bottleneck(b) => b.macs(),
             Fused::Attention(a) => a.macs(),
-            Fused::LayerNorm(_) | Fused::Activation(_) | Fused::Requantize(_) | Fused::Copy(_) => 0,
+            Fused::Match(m) => m.macs(),
+            Fused::Merge(_) | Fused::LayerNorm(_) | Fused::Activation(_) | Fused::Requantize(_) | Fused::Copy(_) => 0,
         }
     }
 
@@ -86,6 +94,8 @@ impl Fused {
             Fused::Bottleneck(b) => b.run(exec, inputs[0], inputs.get(1).copied(), out),
             Fused::Attention(a) => a.run(exec, inputs, out),
             Fused::Copy(c) => c.run(exec, inputs[0], out),
+            Fused::Match(m) => m.run(exec, inputs[0], out),
+            Fused::Merge(m) => m.run(inputs[0], inputs[1], inputs.get(2).copied(), out),
             Fused::LayerNorm(norm) => {
                 let k = norm.gamma.len();
                 let block = exec.block(out.len() / k, 48, 1);

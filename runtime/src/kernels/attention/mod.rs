@@ -55,6 +55,8 @@ pub struct Attention {
     pub scale: f32,
     /// Added to the scaled scores.
     pub biases: Vec<ScoreBias>,
+    /// An input `[keys]` that is added to the scaled scores of every query and head.
+    pub key_bias: Option<usize>,
     /// Strides of batch, head, query and dim in the output.
     pub out: [usize; 4],
     /// Multiply in 16-bit integers where the CPU does that faster; q, k and v then are rounded to 12 bits or more of
@@ -139,9 +141,13 @@ impl Head<'_> {
         let rows = scores.chunks_exact_mut(a.keys.next_multiple_of(NR));
         for (i, (factor, scores)) in factors.iter_mut().zip(rows).enumerate().take(a.queries - m) {
             let mut scale = scale;
-            if !a.biases.is_empty() {
+            if !a.biases.is_empty() || a.key_bias.is_some() {
                 scores.iter_mut().for_each(|v| *v *= scale);
                 scale = 1.;
+            }
+            if let Some(input) = a.key_bias {
+                // SAFETY: `kernels` came from `available`.
+                unsafe { (self.kernels.rows.add)(scores, &self.inputs[input][..a.keys]) };
             }
             for bias in &a.biases {
                 let plane = self.b % bias.batch * bias.heads + self.h % bias.heads;

@@ -5,7 +5,7 @@ use super::view::{View, strides, trace};
 use super::{Fused, Lowered, Rewrites, fused_index};
 use crate::kernels::Kernels;
 use crate::kernels::attention::{Attention, HeadView, ScoreBias};
-use crate::onnx::{DType, Graph, NodeProto, Uses, shape_of};
+use crate::onnx::{DType, Graph, NodeProto, Uses, elements, shape_of};
 
 struct Found {
     nodes: Vec<usize>,
@@ -50,7 +50,7 @@ fn find(g: &Graph, uses: &Uses, softmax: usize) -> Option<Found> {
         return None;
     }
     let mut scale = 1.;
-    let mut biases = vec![];
+    let (mut biases, mut key_bias) = (vec![], None);
     // Upwards to the product of q and k.
     let mut value = n.input_name(0).to_string();
     let product = loop {
@@ -61,6 +61,11 @@ fn find(g: &Graph, uses: &Uses, softmax: usize) -> Option<Found> {
         match n.op_type() {
             "MatMul" => break i,
             "Reshape" => value = n.input_name(0).into(),
+            "Add" if !n.input.iter().any(|i| g.initializers.contains_key(i)) => {
+                let at = key_bias_of(g, n, keys).filter(|_| scale == 1. && key_bias.is_none())?;
+                key_bias = Some(n.input[at].clone());
+                value = n.input[1 - at].clone();
+            }
             "Add" => {
                 let constant = n.input.iter().take(2).position(|i| g.initializers.contains_key(i))?;
                 let at = g.shape(&n.output[0])?;
@@ -169,10 +174,19 @@ fn find(g: &Graph, uses: &Uses, softmax: usize) -> Option<Found> {
         return None;
     }
     let (q, k, v) = (head_view(&q, false)?, head_view(&k, true)?, head_view(&v, false)?);
-    if inputs.iter().any(|i| g.initializers.contains_key(i) || g.fact(i).is_none_or(|f| f.0 != DType::Float)) {
+    if inputs
+        .iter()
+        .chain(&key_bias)
+        .any(|i| g.initializers.contains_key(i) || g.fact(i).is_none_or(|f| f.0 != DType::Float))
+    {
         return None;
     }
-    let attention = Attention { batch, heads, queries, keys, dim, dim_v, q, k, v, scale, biases, out, integer: false };
+    let key_bias = key_bias.map(|name| {
+        inputs.push(name);
+        inputs.len() - 1
+    });
+    let attention =
+        Attention { batch, heads, queries, keys, dim, dim_v, q, k, v, scale, biases, key_bias, out, integer: false };
     Some(Found { nodes, attention, inputs, output })
 }
 
@@ -182,8 +196,9 @@ pub fn choose_integers(l: &mut Lowered, kernels: &Kernels) {
         return;
     }
     let uses = l.uses();
-    let of_integers = |n: &&NodeProto| {
-        matches!(l.fused_of(n), Some(Fused::Attention(_))) && n.input.iter().all(|i| from_integers(l, &uses, i))
+    let of_integers = |n: &&NodeProto| match l.fused_of(n) {
+        Some(Fused::Attention(a)) => [&a.q, &a.k, &a.v].iter().all(|v| from_integers(l, &uses, &n.input[v.input])),
+        _ => false,
     };
     let found: Vec<usize> = l.graph.nodes.iter().filter(of_integers).filter_map(fused_index).collect();
     for index in found {
@@ -242,6 +257,13 @@ fn scaled(g: &Graph, op: &str, inputs: &[String]) -> Option<(String, f32)> {
         ("Div", None, Some(s)) if s != 0. => Some((a.clone(), 1. / s)),
         _ => None,
     }
+}
+
+/// Which input of an Add to scores is a computed value for each key, the same for all heads and queries.
+fn key_bias_of(g: &Graph, n: &NodeProto, keys: usize) -> Option<usize> {
+    let shapes: Vec<Vec<usize>> = n.input.iter().map(|i| g.shape(i)).collect::<Option<_>>()?;
+    let at = shapes.iter().position(|s| s.last() == Some(&keys) && elements(s) == keys)?;
+    (shapes.len() == 2 && elements(&shapes[1 - at]) > keys).then_some(at)
 }
 
 /// A constant added to scores that have the shape `at` (rank 2 to 5, `[1, windows, heads, n, m]` for rank 5).

@@ -8,6 +8,7 @@ pub(crate) mod constant;
 mod conv;
 mod elementwise;
 mod linear;
+mod merge;
 mod movement;
 mod requantize;
 mod view;
@@ -35,6 +36,7 @@ pub struct Lowered {
 pub fn lower(graph: Graph, kernels: &Kernels, per_token: bool) -> Result<Lowered> {
     let mut l = Lowered { graph, fused: vec![], notes: HashMap::new() };
     elementwise::run(&mut l);
+    merge::run(&mut l);
     attention::run(&mut l);
     linear::run(&mut l, kernels, per_token)?;
     conv::run(&mut l, kernels, per_token)?;
