@@ -185,8 +185,10 @@ pub fn run(a: &Args) -> Result<()> {
         eprintln!("warning: {w}");
     }
     let source = std::fs::metadata(&a.model)?.len();
-    let measured =
-        a.report.as_ref().map(|path| write_report(a, path, &done, [source, written as u64], &settings.options));
+    let measured = a
+        .report
+        .as_ref()
+        .map(|path| write_report(a, path, &done, found.as_ref(), [source, written as u64], &settings.options));
     let measured = measured.transpose()?;
     if a.json {
         let mut json = report(a, &done, found.as_ref(), source, written as u64);
@@ -240,10 +242,18 @@ fn check_report(a: &Args, path: &Path) -> Result<()> {
 /// At most so many pictures are measured for the report, and so many make the unused ones of the calibration folder enough.
 const REPORT_PICTURES: (usize, usize) = (500, 50);
 
-fn write_report(a: &Args, path: &Path, done: &Converted, bytes: [u64; 2], options: &Options) -> Result<Report> {
+fn write_report(
+    a: &Args,
+    path: &Path,
+    done: &Converted,
+    found: Option<&Found>,
+    bytes: [u64; 2],
+    options: &Options,
+) -> Result<Report> {
     let (items, what) = report_pictures(a, done)?;
     let commands = commands(a);
-    let measured = gather(&done.subject(bytes), &items, &what, commands, options)?;
+    let mut measured = gather(&done.subject(bytes), &items, &what, commands, options)?;
+    measured.search = found.map(|f| f.points.clone()).unwrap_or_default();
     let text = match path.extension().and_then(|e| e.to_str()) {
         Some("json") => serde_json::to_string_pretty(&measured)? + "\n",
         _ => page::html(&measured),

@@ -9,6 +9,7 @@ pub mod page;
 pub use layers::{LayerReport, Outlier};
 pub use numbers::Share;
 
+use crate::budget::Point;
 use crate::convert::load_picture;
 use crate::evaluate::{best, distribution, divergence};
 use crate::progress;
@@ -58,6 +59,9 @@ pub struct Report {
     pub moved: Vec<Moved>,
     /// Commands that make this again.
     pub commands: Vec<String>,
+    /// What a search for a budget tried; empty without one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub search: Vec<Point>,
 }
 
 /// Accuracy before and after.
@@ -188,6 +192,7 @@ pub fn gather(
         warnings: s.warnings.to_vec(),
         moved,
         commands,
+        search: vec![],
     })
 }
 

@@ -3,6 +3,7 @@
 use super::html::{Cell, depth, distribution, escape, interval, number, section, table, text};
 use super::numbers::{Share, base64};
 use super::{LayerReport, Moved, Outlier, Report};
+use crate::budget::{Point, plot};
 use vedge_runtime::error::counted;
 use vedge_runtime::model::card::Activations;
 
@@ -20,6 +21,7 @@ pub fn html(r: &Report) -> String {
         layers(r),
         ranges(r),
         outliers(r),
+        budget(r),
         tried(r),
         float_layers(r),
         shift(r),
@@ -308,6 +310,30 @@ fn outliers(r: &Report) -> Option<String> {
         false => table(&["value", "channels", "tokens"], rows),
     };
     Some(section("outliers", "Outliers", lead, &body))
+}
+
+fn budget(r: &Report) -> Option<String> {
+    if r.search.is_empty() {
+        return None;
+    }
+    let front = plot::pareto(&r.search);
+    let row = |(i, p): (usize, &Point)| {
+        vec![
+            text(if p.chosen { "chosen" } else { "" }),
+            text(p.plan.describe()),
+            number(format!("{:.2} ms", p.ms)),
+            number(mega(p.bytes as u64)),
+            number(percent(p.effect.top1)),
+            number(percent(p.effect.agreement)),
+            number(format!("{} nats", short(p.effect.mean_kl))),
+            text(if front.contains(&i) { "yes" } else { "" }),
+        ]
+    };
+    let lead = "Each was made with weights rounded to nearest and judged against the whole float model on pictures kept aside. \
+                The line joins those that no other one beats in both time and divergence.";
+    let head = ["", "model", "#time", "#size", "#top-1", "#same answer", "#divergence", "unbeaten"];
+    let body = plot::svg(&r.search) + &table(&head, r.search.iter().enumerate().map(row).collect());
+    Some(section("budget", "The search for the budget", lead, &body))
 }
 
 fn tried(r: &Report) -> Option<String> {
