@@ -50,6 +50,7 @@ def main():
     parser.add_argument("--rounds", default=5, type=int)
     parser.add_argument("models", nargs="+")
     args = parser.parse_args()
+    args.vedge, args.run = args.vedge.resolve(), args.run.resolve()
     args.work.mkdir(parents=True, exist_ok=True)
     files = {}
     for name, options in [("plain INT8", ""), *(m.split("=", 1) for m in args.models)]:
