@@ -5,9 +5,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-use vedge_runtime::model::card::SelfTest;
 use vedge_runtime::onnx::Graph;
-use vedge_runtime::{Error, Options, Result, Session, files};
+use vedge_runtime::{Error, Options, Result, Session, bench, files};
 
 /// Version of the file's form.
 const VERSION: u32 = 1;
@@ -91,17 +90,15 @@ fn read(path: &Path) -> Result<Table> {
 /// Median milliseconds of one inference.
 fn measure(graph: Graph, options: &Options) -> Result<f64> {
     let mut session = Session::from_graph(graph, options)?;
-    let shape = session.inputs()[0].shape.clone();
-    let values = SelfTest::input(1, shape.iter().product());
-    let x = ndarray::ArrayD::from_shape_vec(shape, values).map_err(|e| Error::Shape(e.to_string()))?;
+    let inputs = bench::inputs(&session);
     let mut times = vec![];
     for i in 0..RUNS[0] + RUNS[1] {
         let start = Instant::now();
-        session.run(std::slice::from_ref(&x))?;
+        session.run(&inputs)?;
         if i >= RUNS[0] {
             times.push(start.elapsed().as_secs_f64() * 1e3);
         }
     }
     times.sort_by(f64::total_cmp);
-    Ok(times[times.len() / 2])
+    Ok(bench::percentile(&times, 50.0))
 }
