@@ -1,6 +1,7 @@
 //! `vedge-run`: the board's program.
 
 mod cmd;
+mod tell;
 mod watch;
 
 use clap::{Parser, Subcommand};

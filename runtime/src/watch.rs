@@ -1,5 +1,6 @@
 //! Tells people what happens, on standard error, and the service manager that the program is alive.
 
+use crate::tell::tell;
 use std::fmt::Display;
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -66,23 +67,21 @@ impl Watcher for Watch {
     fn notice(&mut self, notice: Notice) {
         let warning = self.warning;
         match notice {
-            Notice::Skipped(e) => eprintln!("{warning}warning: skipped: {e}"),
+            Notice::Skipped(e) => tell(format_args!("{warning}warning: skipped: {e}")),
             Notice::Lost(e) => {
                 self.source(Some(&e));
-                eprintln!("{warning}warning: {e}; trying again");
+                tell(format_args!("{warning}warning: {e}; trying again"));
             }
             Notice::Failing(e) => {
                 self.source(Some(&e));
-                eprintln!("{warning}warning: still trying: {e}");
-                if let Some(hint) = e.hint() {
-                    eprintln!("hint: {hint}");
-                }
+                let hint = e.hint().map(|hint| format!("\nhint: {hint}"));
+                tell(format_args!("{warning}warning: still trying: {e}{}", hint.unwrap_or_default()));
             }
             Notice::Back(source) => {
                 self.source(None);
-                eprintln!("source: {source}, again");
+                tell(format_args!("source: {source}, again"));
             }
-            Notice::Report(report) => eprintln!("{report}"),
+            Notice::Report(report) => tell(report),
         }
     }
 

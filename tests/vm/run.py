@@ -239,7 +239,8 @@ def second_camera(found):
         back = any(line.endswith(", again") for line in section["lines"])
         answers = sum(line.startswith("{") for line in section["lines"])
         good = section["status"] == 0 and lost and back and answers == 60
-        yield fault, "" if good else f"status {section['status']}, lost {lost}, back {back}, {answers} answers"
+        odd = [line for line in section["lines"] if not line.startswith("{")]
+        yield fault, "" if good else f"status {section['status']}, lost {lost}, back {back}, {answers} answers, {odd}"
 
 
 def jpeg_camera(found, label):

@@ -1,5 +1,6 @@
 //! `vedge-run bench`: latency and memory.
 
+use crate::tell::tell;
 use anyhow::Result;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -41,11 +42,11 @@ pub fn run(a: &Arguments) -> Result<ExitCode> {
     let options = Options { threads: super::threads(a.threads), fuse: !a.plain, profile: true };
     if let Some(celsius) = a.cool_down {
         let seconds = machine::cool_down(Path::new("/"), celsius, Duration::from_secs(600))?;
-        eprintln!("cooled down to {celsius} °C in {seconds} s");
+        tell(format_args!("cooled down to {celsius} °C in {seconds} s"));
     }
     let r = bench::bench(&a.model, &options, a.warmup, a.runs.get())?;
     if !a.plain && !r.plan.keys().any(|how| how == "integer" || how == "fused") {
-        eprintln!("note: no operator is fused or runs in integers: this is plain tract; vedge convert makes it faster");
+        tell("note: no operator is fused or runs in integers: this is plain tract; vedge convert makes it faster");
     }
     if a.json {
         super::print_json(&r)?;

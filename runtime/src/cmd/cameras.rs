@@ -1,5 +1,6 @@
 //! `vedge-run cameras`: what can be looked through.
 
+use crate::tell::tell;
 use anyhow::Result;
 use std::fmt::Write;
 use std::process::ExitCode;
@@ -21,8 +22,8 @@ pub fn run(a: &Arguments) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if cameras.is_empty() {
-        eprintln!("no cameras: there is no /dev/video* device that captures");
-        eprintln!("\nhint: plug a USB camera in (and see `dmesg`); synthetic:// is a source without one");
+        tell("no cameras: there is no /dev/video* device that captures");
+        tell("\nhint: plug a USB camera in (and see `dmesg`); synthetic:// is a source without one");
         return Ok(ExitCode::SUCCESS);
     }
     let mut text = String::new();

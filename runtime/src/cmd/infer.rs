@@ -1,5 +1,6 @@
 //! `vedge-run infer`: arrays in, arrays out.
 
+use crate::tell::tell;
 use anyhow::Result;
 use ndarray::{ArrayD, Axis, concatenate};
 use std::num::NonZeroUsize;
@@ -42,7 +43,7 @@ pub fn run(a: &Arguments) -> Result<ExitCode> {
     let result = run_rows(&mut session, &inputs, output)?;
     npy::write(&a.output, &result)?;
     let (name, shape) = (&session.outputs()[output], result.shape());
-    eprintln!("wrote {}: `{name}` {shape:?}", a.output.display());
+    tell(format_args!("wrote {}: `{name}` {shape:?}", a.output.display()));
     Ok(ExitCode::SUCCESS)
 }
 

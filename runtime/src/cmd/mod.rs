@@ -7,6 +7,7 @@ pub mod infer;
 pub mod run;
 pub mod verify;
 
+use crate::tell::tell;
 use std::io::Write;
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -30,14 +31,13 @@ pub fn report(e: &anyhow::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let own = e.downcast_ref::<vedge_runtime::Error>();
-    match own {
+    let message = match own {
         // its message names the cause already
-        Some(own) => eprintln!("error: {own}"),
-        None => eprintln!("error: {e:#}"),
-    }
-    if let Some(hint) = own.and_then(vedge_runtime::Error::hint) {
-        eprintln!("\nhint: {hint}");
-    }
+        Some(own) => own.to_string(),
+        None => format!("{e:#}"),
+    };
+    let hint = own.and_then(vedge_runtime::Error::hint).map(|hint| format!("\n\nhint: {hint}"));
+    tell(format_args!("error: {message}{}", hint.unwrap_or_default()));
     ExitCode::from(own.map_or(1, vedge_runtime::Error::exit_status))
 }
 

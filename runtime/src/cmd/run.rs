@@ -2,6 +2,7 @@
 
 mod outputs;
 
+use crate::tell::tell;
 use crate::watch::Watch;
 use anyhow::Result;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -187,8 +188,8 @@ pub fn run(a: &Arguments) -> Result<ExitCode> {
     let card = model.card();
     let s = if threads == 1 { "" } else { "s" };
     let kind = format!("{}, {}", card.architecture, card.precision);
-    eprintln!("model: {} ({kind}), {kernel} kernels, {threads} thread{s}", card.name);
-    eprintln!("source: {}", source.describe());
+    tell(format_args!("model: {} ({kind}), {kernel} kernels, {threads} thread{s}", card.name));
+    tell(format_args!("source: {}", source.describe()));
 
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
@@ -203,7 +204,7 @@ pub fn run(a: &Arguments) -> Result<ExitCode> {
     let summary = pipeline::run(&mut model, source, outlets, &a.options(), &totals, &stop, &mut watch);
     watch.stopping();
     let summary = summary?;
-    eprintln!("{}", describe(&summary));
+    tell(describe(&summary));
     Ok(if summary.failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 

@@ -1,5 +1,6 @@
 //! `vedge-run verify`: are a bundle's files what was packed, and signed by whom this board trusts?
 
+use crate::tell::tell;
 use anyhow::Result;
 use minisign_verify::{PublicKey, Signature};
 use sha2::{Digest, Sha256};
@@ -33,7 +34,7 @@ pub fn run(a: &Arguments) -> Result<ExitCode> {
         (None, true) => format!("signed, but there is no {TRUSTED} to check the signature with"),
         (None, false) => "not signed".to_string(),
     };
-    eprintln!("{}: {count} files are as they were packed; {signed}", a.folder.display());
+    tell(format_args!("{}: {count} files are as they were packed; {signed}", a.folder.display()));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -5,6 +5,7 @@ mod model;
 mod report;
 mod system;
 
+use crate::tell::tell;
 use anyhow::Result;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -103,7 +104,7 @@ pub fn run(a: &Arguments) -> Result<ExitCode> {
     }
     if let Some(path) = &a.report {
         report::write(path, &findings, &machine, a.model.as_deref())?;
-        eprintln!("wrote {}: read it before you send it", path.display());
+        tell(format_args!("wrote {}: read it before you send it", path.display()));
     }
     match a.json {
         true => super::print_json(&findings)?,

@@ -1,5 +1,6 @@
 //! Where answers go besides standard output.
 
+use crate::tell::tell;
 use anyhow::{Context, Result};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -50,7 +51,7 @@ impl Outputs {
                 return Err(Error::Usage { what, hint }.into());
             }
             let (http, bound) = Http::listen(address, token, Arc::clone(totals))?;
-            eprintln!("page: http://{bound}/{}", if self.http_token.is_some() { "?token=…" } else { "" });
+            tell(format_args!("page: http://{bound}/{}", if self.http_token.is_some() { "?token=…" } else { "" }));
             outlets.push(Outlet::new("http", Box::new(http))?);
         }
         if let Some(broker) = &self.mqtt {
@@ -61,8 +62,8 @@ impl Outputs {
                 return Err(Error::Usage { what, hint }.into());
             }
             let broker = Broker { password, ..broker.clone() };
-            let tell = Box::new(|text: &str| eprintln!("warning: {text}"));
-            outlets.push(Outlet::new("mqtt", Box::new(Mqtt::new(broker, &model.card().name, tell)))?);
+            let warn = Box::new(|text: &str| tell(format_args!("warning: {text}")));
+            outlets.push(Outlet::new("mqtt", Box::new(Mqtt::new(broker, &model.card().name, warn)))?);
         }
         if let Some(dir) = &self.record {
             let record = Record::new(dir, self.record_when.clone(), self.record_max * 1_000_000)?;
