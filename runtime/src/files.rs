@@ -2,29 +2,69 @@
 
 use crate::error::{Error, Result};
 use bytes::Bytes;
+use memmap2::{Mmap, UncheckedAdvice};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A file's bytes, memory-mapped.
 ///
 /// # Errors
 /// [`Error::Read`] when it is missing, unreadable or not a regular file.
 pub fn map(path: &Path) -> Result<Bytes> {
-    let read = |source| Error::Read { path: path.into(), source };
-    let meta = fs::metadata(path).map_err(read)?;
-    if meta.is_dir() {
-        return Err(read(std::io::Error::other("is a directory, expected a file")));
+    Mapping::of(path).map(|m| m.bytes())
+}
+
+/// A file in memory, whose pages are read when they are first looked at and can be given back.
+#[derive(Clone, Debug)]
+pub struct Mapping(Option<Arc<Mmap>>);
+
+impl Mapping {
+    /// Maps a file.
+    ///
+    /// # Errors
+    /// As [`map`].
+    pub fn of(path: &Path) -> Result<Mapping> {
+        let read = |source| Error::Read { path: path.into(), source };
+        let meta = fs::metadata(path).map_err(read)?;
+        if meta.is_dir() {
+            return Err(read(std::io::Error::other("is a directory, expected a file")));
+        }
+        if meta.len() == 0 {
+            return Ok(Mapping(None));
+        }
+        let file = File::open(path).map_err(read)?;
+        // SAFETY: the mapping is read-only; a model file truncated by another process while it is loaded is outside the
+        // contract of this program (vedge itself replaces files by renaming).
+        let map = unsafe { Mmap::map(&file) }.map_err(read)?;
+        Ok(Mapping(Some(Arc::new(map))))
     }
-    if meta.len() == 0 {
-        return Ok(Bytes::new());
+
+    /// The file's bytes.
+    pub fn bytes(&self) -> Bytes {
+        self.0.clone().map_or_else(Bytes::new, |map| Bytes::from_owner(Shared(map)))
     }
-    let file = File::open(path).map_err(read)?;
-    // SAFETY: the mapping is private and read-only; a model file truncated by another process while it is loaded
-    // is outside the contract of this program (vedge itself replaces files by renaming).
-    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(read)?;
-    Ok(Bytes::from_owner(map))
+
+    /// Gives the memory of `part` back where it is of this file; whoever looks at it again reads the file again.
+    pub fn forget(&self, part: &[u8]) {
+        let Some(map) = &self.0 else { return };
+        let (file, part) = (map.as_ptr_range(), part.as_ptr_range());
+        if file.start <= part.start && part.end <= file.end {
+            let (offset, len) = (part.start.addr() - file.start.addr(), part.end.addr() - part.start.addr());
+            // SAFETY: what is dropped is there again, from the file, when it is next read: nothing was written. A failure
+            // costs memory only.
+            let _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, offset, len) };
+        }
+    }
+}
+
+struct Shared(Arc<Mmap>);
+
+impl AsRef<[u8]> for Shared {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 /// Writes a file whole or not at all: to a temporary file beside it, flushed, then renamed. Through a symbolic link

@@ -171,6 +171,7 @@ impl Wiring<'_> {
         }
         let Some(t) = graph.initializers.get(name) else { return Ok(()) };
         let proto = translate::<pb::TensorProto>(t)?;
+        graph.forget(t);
         let load = || -> TractResult<OutletId> {
             let tensor = tract_onnx::tensor::load_tensor(&*self.onnx.provider, &proto, None)?;
             self.model.add_const(name, tensor)

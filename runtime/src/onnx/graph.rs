@@ -3,7 +3,7 @@
 use super::proto::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
 use super::tensor::{DType, to_f32, to_i64};
 use crate::error::{Error, Result};
-use crate::files;
+use crate::files::{self, Mapping};
 use bytes::Bytes;
 use prost::Message;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -27,6 +27,8 @@ pub struct Graph {
     pub outputs: Vec<ValueInfoProto>,
     /// Types and shapes of inner values, by name, where the file states them.
     pub value_info: BTreeMap<String, ValueInfoProto>,
+    /// The file, where the constants lie in its memory.
+    file: Option<Mapping>,
 }
 
 impl Graph {
@@ -35,8 +37,9 @@ impl Graph {
     /// # Errors
     /// [`Error::Read`] when the file or its external data cannot be read, [`Error::BadModel`] when it is no ONNX model.
     pub fn read(path: &Path) -> Result<Graph> {
-        let bytes = files::map(path)?;
-        Self::decode(bytes, path.parent()).map_err(|e| e.in_file(path))
+        let file = Mapping::of(path)?;
+        let graph = Self::decode(file.bytes(), path.parent()).map_err(|e| e.in_file(path))?;
+        Ok(Graph { file: Some(file), ..graph })
     }
 
     /// Reads a model from memory; `dir` is where external data lives.
@@ -58,6 +61,7 @@ impl Graph {
             inputs: graph.input,
             outputs: graph.output,
             value_info: graph.value_info.into_iter().map(|v| (v.name().to_string(), v)).collect(),
+            file: None,
         };
         for t in graph.initializer {
             g.initializers.insert(t.name().to_string(), t);
@@ -68,6 +72,13 @@ impl Graph {
         }
         g.inputs.retain(|i| !g.initializers.contains_key(i.name()));
         Ok(g)
+    }
+
+    /// Gives back the memory of a constant that has been copied elsewhere; it can still be read, from the file.
+    pub fn forget(&self, t: &TensorProto) {
+        if let Some(file) = &self.file {
+            file.forget(t.raw_data());
+        }
     }
 
     fn hoist_constants(&mut self) -> Result<()> {

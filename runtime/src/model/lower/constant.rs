@@ -47,7 +47,9 @@ impl Constant {
 /// The constant that a value is, looking through DequantizeLinear, Cast and Transpose of two axes.
 pub fn constant(g: &Graph, uses: &Uses, name: &str) -> Option<Constant> {
     if let Some(t) = g.initializers.get(name) {
-        return Some(Constant::F32(to_f32(t).ok()?, shape_of(t)));
+        let values = to_f32(t).ok()?;
+        g.forget(t);
+        return Some(Constant::F32(values, shape_of(t)));
     }
     let n = &g.nodes[uses.producer(name)?];
     match n.op_type() {
@@ -75,6 +77,7 @@ fn dequantized(g: &Graph, n: &NodeProto) -> Option<Constant> {
         DType::Uint8 if zero.iter().all(|&z| z == 128) => to_i64(t).ok()?.iter().map(|v| (v - 128) as i8).collect(),
         _ => return None,
     };
+    g.forget(t);
     let axis = if scale.len() == 1 { 0 } else { normal_axis(n.int("axis", 1), shape.len())? };
     if scale.len() != 1 && shape.get(axis) != Some(&scale.len()) {
         return None;
