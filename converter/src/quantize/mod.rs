@@ -61,6 +61,10 @@ impl Preset {
 /// Less than this many dB between the presets is no reason to leave the portable one, which every engine runs in integers.
 const MEANINGFUL_DB: f64 = 1.0;
 
+/// Likeness of the logits from which on a picture in a few hundred changes its label: ViT-S/14 at 36.7 dB has the float model's
+/// answer on 99.7 % of a thousand photographs. More than that buys a hybrid nothing, but costs it time.
+const GOOD_DB: f64 = 35.0;
+
 /// How weights become integers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -259,10 +263,17 @@ pub fn quantize(
 }
 
 /// Best first; on a tie the first tried, which does less, stays first. A portable one that is hardly worse comes before all, and
-/// of those one with symmetric ranges, which every engine takes.
+/// of those one with symmetric ranges, which every engine takes. A hybrid with depthwise convolutions is faster with static
+/// activations and nothing in float: its bottlenecks then run as one operator (measured 13 to 27 % of the time), so that
+/// such an attempt comes first where it is good.
 fn rank(tried: &mut [Attempt]) {
     let sqnr = |a: &Attempt| a.candidate.effect.sqnr;
     tried.sort_by(|a, b| sqnr(b).total_cmp(&sqnr(a)));
+    let hybrid = tried[0].layers.iter().any(|l| l.class == "depthwise conv");
+    let fast = |a: &Attempt| a.candidate.activations == Activations::Static && a.spared.is_empty();
+    if let Some(at) = tried.iter().position(|a| hybrid && fast(a) && sqnr(a) >= GOOD_DB) {
+        return tried[..=at].rotate_right(1);
+    }
     let least = sqnr(&tried[0]) - MEANINGFUL_DB;
     let portable = |a: &Attempt| a.candidate.activations == Activations::Static && sqnr(a) >= least;
     let everywhere = |a: &Attempt| portable(a) && a.candidate.symmetric == a.candidate.ranges;
