@@ -3,7 +3,9 @@
 
 positions.json  position grids before and after timm's resample_abs_pos_embed
 <model>.onnx    a tiny ViT (with one or two tokens before the patches) exported at 32x32 pixels
-models.json     its logits at other sizes, after timm's own set_input_size
+swin.*.onnx     a tiny Swin; the window of its last stage is as large as its picture
+coatnet.*.onnx  a tiny CoAtNet: convolutions, then attention with a bias by relative position
+models.json     their logits at other sizes, after timm's own set_input_size
 """
 import copy
 import json
@@ -14,6 +16,8 @@ import onnx
 import timm
 import torch
 from timm.layers import resample_abs_pos_embed
+from timm.models.maxxvit import MaxxVit, MaxxVitCfg, MaxxVitTransformerCfg
+from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 
 try:
@@ -57,7 +61,19 @@ def models():
         "distilled": VisionTransformerDistilled(**common),
         "mean": VisionTransformer(**common, global_pool="avg", class_token=False),
         "late": VisionTransformer(**common, no_embed_class=True),
+        "swin": SwinTransformer(img_size=32, patch_size=2, window_size=4, embed_dim=4, depths=(2, 2, 2), num_heads=(1, 2, 2), mlp_ratio=2, num_classes=5),
+        "coatnet": MaxxVit(
+            MaxxVitCfg(
+                embed_dim=(4, 8), depths=(1, 2), block_type=("C", "T"), stem_width=4,
+                transformer_cfg=MaxxVitTransformerCfg(dim_head=4, rel_pos_type="bias"),
+            ),
+            img_size=32, num_classes=5,
+        ),
     }
+    sizes = {name: [(32, 32), (48, 48), (40, 64), (16, 24)] for name in made}
+    # Padded windows and odd merging; windows that shrink; a last stage that gets several windows, in one direction or both.
+    sizes["swin"] = [(32, 32), (24, 24), (28, 20), (48, 48), (64, 32), (8, 8), (40, 24)]
+    sizes["coatnet"] = [(32, 32), (48, 48), (16, 64), (24, 40)]
     answers = []
     for name, model in made.items():
         model.eval()
@@ -77,9 +93,10 @@ def models():
                 n.doc_string = ""
             onnx.save(m, str(file), save_as_external_data=False)
             file.with_suffix(".onnx.data").unlink(missing_ok=True)
-        for size in [(32, 32), (48, 48), (40, 64), (16, 24)]:
+        for size in sizes[name]:
             resized = copy.deepcopy(model)
-            resized.set_input_size(img_size=size)
+            # Swin's windows stay as large as they were.
+            resized.set_input_size(img_size=size, **({"window_size": 4} if name == "swin" else {}))
             with torch.no_grad():
                 logits = resized(values(7, (1, 3, *size)))
             answers.append({"model": name, "size": size, "logits": numbers(logits)})

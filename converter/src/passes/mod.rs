@@ -9,6 +9,7 @@ mod opset;
 pub mod positions;
 pub(crate) mod resize;
 mod softmax;
+mod windows;
 
 use crate::{check, shapes};
 use std::collections::HashSet;

@@ -5,9 +5,10 @@
 //! rewritten if there is exactly one way to do so; everything else that no longer fits is refused by name.
 
 use super::positions::resample;
+use super::windows::{self, Blocks, End, Shape};
 use crate::shapes::{self, Facts, describe, infer_one};
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use vedge_runtime::onnx::{Graph, NodeProto, attr, elements, f32_tensor, i64_tensor, shape_of, value_info};
+use vedge_runtime::onnx::{DType, Graph, NodeProto, attr, elements, f32_tensor, i64_tensor, shape_of, value_info};
 use vedge_runtime::{Error, Result};
 
 /// Height and width in pixels.
@@ -33,7 +34,8 @@ pub(super) fn resize(graph: &mut Graph, new: Size) -> Result<Resized> {
         return Err(Error::BadModel(format!("input `{name}` has no fixed shape")));
     };
     let rank = shape.len();
-    let mut walk = Walk::new(old);
+    let blocks = windows::find(graph, &old);
+    let mut walk = Walk { blocks, ..Walk::new(old) };
     walk.rows.insert((shape[rank - 2], new.0));
     walk.columns.insert((shape[rank - 1], new.1));
     shape[rank - 2..].copy_from_slice(&[new.0, new.1]);
@@ -61,6 +63,17 @@ fn stuck(node: &NodeProto, why: &str) -> Error {
     }
 }
 
+/// A block that attends inside of windows.
+#[derive(Clone, Copy)]
+struct Inside {
+    /// Its index.
+    block: usize,
+    /// Its new sizes.
+    new: Shape,
+    /// Whether its scores have their mask.
+    masked: bool,
+}
+
 struct Walk {
     /// Heights seen so far, as (exported, new); sizes of feature maps, from convolutions and pools.
     rows: BTreeSet<(usize, usize)>,
@@ -69,6 +82,10 @@ struct Walk {
     new: Facts,
     /// By value name, where they are finer than the dimensions: what reshapes took apart or together.
     factors: HashMap<String, Vec<Factors>>,
+    /// Blocks that attend inside of windows.
+    blocks: Blocks,
+    /// The one that the walk is in, and its new sizes.
+    window: Option<Inside>,
     done: Resized,
 }
 
@@ -79,6 +96,8 @@ impl Walk {
             columns: BTreeSet::new(),
             new: Facts::default(),
             factors: HashMap::new(),
+            blocks: Blocks::default(),
+            window: None,
             done: Resized::default(),
             old,
         }
@@ -91,10 +110,18 @@ impl Walk {
         for (name, t) in &graph.initializers {
             self.new.types.insert(name.clone(), (t.dtype(), shape_of(t)));
         }
+        let mut nodes = Vec::with_capacity(graph.nodes.len());
         for i in 0..graph.nodes.len() {
             let mut node = graph.nodes[i].clone();
+            if let Some(&(block, end)) = self.blocks.ends.get(&i) {
+                nodes.extend(self.windows(graph, &node, block, end)?);
+            }
+            if self.blocks.replaced.contains(&i) {
+                continue;
+            }
             let known = inserted.contains_key(&node.output[0]);
             if !known {
+                nodes.extend(self.whole_patches(graph, &mut node)?);
                 self.rewrite(graph, &mut node)?;
             }
             infer_one(graph, &node, &mut self.new).map_err(|e| stuck(&node, &e.to_string()))?;
@@ -108,10 +135,68 @@ impl Walk {
                 self.learn(&node);
                 self.follow(&node);
             }
-            graph.nodes[i] = node;
+            nodes.push(node);
         }
+        graph.nodes = nodes;
         graph.prune_unused();
         Ok(())
+    }
+
+    /// Both ends of attention inside of windows are written anew.
+    fn windows(&mut self, graph: &mut Graph, last: &NodeProto, block: usize, end: End) -> Result<Vec<NodeProto>> {
+        let b = self.blocks.all[block].clone();
+        let new = match end {
+            End::Cut => {
+                let map = match self.new.shape(b.source()) {
+                    Some(&[1, rows, columns, _]) => [rows, columns],
+                    _ => return Err(stuck(last, "the picture that it cuts into windows is not known")),
+                };
+                b.at(map).map_err(|why| stuck(last, &why))?
+            }
+            End::Join => match self.window.take() {
+                Some(inside) if inside.new.blocked().is_some() && !inside.masked => {
+                    return Err(stuck(
+                        last,
+                        "its windows are shifted at this size, and nothing is added to their scores",
+                    ));
+                }
+                Some(inside) if inside.block == block => inside.new,
+                _ => return Err(stuck(last, "its windows are joined before they are cut")),
+            },
+        };
+        self.window = (end == End::Cut).then_some(Inside { block, new, masked: false });
+        let nodes = b.write(graph, end, &new);
+        for n in &nodes {
+            let constants = n.input.iter().filter_map(|i| Some((i, graph.initializers.get(i)?)));
+            self.new.types.extend(constants.map(|(i, t)| (i.clone(), (t.dtype(), shape_of(t)))));
+            infer_one(graph, n, &mut self.new).map_err(|e| stuck(n, &e.to_string()))?;
+        }
+        self.done.constants += nodes.len();
+        Ok(nodes)
+    }
+
+    /// Swin merges two by two patches; an odd picture is padded, as timm does.
+    fn whole_patches(&mut self, graph: &mut Graph, node: &mut NodeProto) -> Result<Option<NodeProto>> {
+        let (Some(&[1, _, 2, _, 2, c]), Some(([1, a, b, _], [1, h, w, _]))) =
+            (self.old.shape(&node.output[0]), self.shapes(node.input_name(0)))
+        else {
+            return Ok(None);
+        };
+        if node.op_type() != "Reshape" || (h % 2, w % 2) == (0, 0) || (a % 2, b % 2) != (0, 0) {
+            return Ok(None);
+        }
+        let (old, pads) = ([1, *a, *b, c], [0, 0, 0, 0, 0, (h % 2) as i64, (w % 2) as i64, 0]);
+        let (padded, [y, x]) = (graph.fresh(&format!("{}_padded", node.output[0])), [*h, *w]);
+        let (rows, columns) = ((old[1], y + y % 2), (old[2], x + x % 2));
+        let mut pad = NodeProto::of("Pad", &[node.input_name(0), "", ""], &[&padded], vec![]);
+        self.set(graph, &mut pad, 1, &pads);
+        pad.input.truncate(2);
+        infer_one(graph, &pad, &mut self.new).map_err(|e| stuck(node, &e.to_string()))?;
+        self.old.types.insert(padded.clone(), (DType::Float, old.to_vec()));
+        self.rows.insert(rows);
+        self.columns.insert(columns);
+        node.input[0] = padded;
+        Ok(Some(pad))
     }
 
     /// Exported and new shape of a value.
@@ -125,6 +210,14 @@ impl Walk {
 
     /// Remembers the feature map sizes that a node made.
     fn learn(&mut self, node: &NodeProto) {
+        // Swin's merging of two by two patches.
+        if node.ints("perm") == Some(&[0, 1, 3, 4, 2, 5])
+            && let Some(([_, h, w, ..], [_, h2, w2, ..])) = self.shapes(&node.output[0])
+        {
+            let (row, column) = ((*h, *h2), (*w, *w2));
+            self.rows.insert(row);
+            self.columns.insert(column);
+        }
         if !matches!(node.op_type(), "Conv" | "MaxPool" | "AveragePool") {
             return;
         }
@@ -136,7 +229,11 @@ impl Walk {
     }
 
     fn rewrite(&mut self, graph: &mut Graph, node: &mut NodeProto) -> Result<()> {
-        if !node.input.iter().any(|i| self.changed(i)) {
+        let scores = self.window.is_some() && node.op_type() == "Add";
+        // Rows and columns may change although their product does not.
+        let inside = |i: &String| self.factors(i).iter().flatten().any(|f| f.0 != f.1);
+        let reshaped = node.op_type() == "Reshape" && inside(&node.input[0]);
+        if !scores && !reshaped && !node.input.iter().any(|i| self.changed(i)) {
             return Ok(());
         }
         match node.op_type() {
@@ -183,6 +280,12 @@ impl Walk {
         let mut dims = vec![];
         for &dim in to {
             let (mut factors, mut missing) = (vec![], dim);
+            // What was one and becomes several: the first dimension of one takes it.
+            while dim == 1
+                && let Some(grown) = left.pop_front_if(|f| f.0 == 1)
+            {
+                factors.push(grown);
+            }
             while missing > 1 {
                 let (a, b) = left.pop_front().ok_or_else(|| format!("its shape {to:?} has other elements"))?;
                 if missing % a == 0 {
@@ -355,9 +458,26 @@ impl Walk {
         let tokens = node.input_name(1 - n).to_string();
         let Some((x, x_new)) = self.shapes(&tokens) else { return Ok(()) };
         let shape = self.old.shape(&name).unwrap_or_default();
+        if self.window.is_some() && x.len() >= 4 && shape.len() >= 3 {
+            return self.score_bias(graph, node, n);
+        }
         let lead = x.len().saturating_sub(shape.len());
         let follows = |i: usize| shape[i] != 1 && x.get(lead + i) != x_new.get(lead + i);
         if !(0..shape.len()).any(follows) {
+            return Ok(());
+        }
+        if let ([1, heads, t, t2], [.., m, _]) = (x, x_new)
+            && t == t2
+            && elements(shape) == heads * t * t
+            && let Some(((h, w), (h2, w2), 0)) = self.token_grid(*t, *m)
+        {
+            let values = graph.const_f32(&name).ok_or_else(|| stuck(node, "its bias is no float"))?;
+            let (shape, heads, m) = (shape.to_vec(), *heads, *m);
+            let values = windows::relative(&values, heads, [h, w], [h2, w2]).ok_or_else(|| {
+                stuck(node, &format!("its constant `{name}` {shape:?} (no bias by relative position) follows the size"))
+            })?;
+            let shape: Vec<usize> = [vec![1; shape.len().saturating_sub(3)], vec![heads, m, m]].concat();
+            self.set_floats(graph, node, n, &shape, &values);
             return Ok(());
         }
         let [1, count, width] = *x else {
@@ -377,15 +497,52 @@ impl Walk {
         new_shape[at] = x_new[1];
         let values = graph.const_f32(&name).ok_or_else(|| stuck(node, "its positions are no floats"))?;
         let values = resample(&values, prefix, width, old_grid, new_grid);
-        let new = graph.fresh(&format!("{name}_resized"));
-        let t = f32_tensor(&new, &new_shape, &values);
-        self.new.types.insert(new.clone(), (t.dtype(), new_shape));
-        graph.initializers.insert(new.clone(), t);
-        node.input[n] = new;
+        self.set_floats(graph, node, n, &new_shape, &values);
         self.done.positions = format!(
             "positions interpolated from {}x{} to {}x{} patches ({prefix} tokens before them kept)",
             old_grid.0, old_grid.1, new_grid.0, new_grid.1
         );
+        Ok(())
+    }
+
+    /// Gives the node a new constant of floats as its n-th input.
+    fn set_floats(&mut self, graph: &mut Graph, node: &mut NodeProto, n: usize, shape: &[usize], values: &[f32]) {
+        let name = graph.fresh(&format!("{}_resized", node.input[n]));
+        let t = f32_tensor(&name, shape, values);
+        self.new.types.insert(name.clone(), (t.dtype(), shape.to_vec()));
+        graph.initializers.insert(name.clone(), t);
+        node.input[n] = name;
+        self.done.constants += 1;
+    }
+
+    /// A constant added to the scores inside of windows: bias by relative position, mask, or both.
+    fn score_bias(&mut self, graph: &mut Graph, node: &mut NodeProto, n: usize) -> Result<()> {
+        let name = node.input_name(n).to_string();
+        let scores = self.old.shape(node.input_name(1 - n)).unwrap_or_default().to_vec();
+        let shape = self.old.shape(&name).unwrap_or_default().to_vec();
+        let Some(Inside { block, new, .. }) = self.window else { return Ok(()) };
+        let b = self.blocks.all[block].clone();
+        let tokens = b.old.tokens();
+        let [.., heads, t, t2] = shape[..] else { return Ok(()) };
+        if [t, t2] != [tokens, tokens] || scores[scores.len() - 2..] != [tokens, tokens] {
+            return Err(stuck(
+                node,
+                &format!("its constant `{name}` {shape:?} does not fit windows of {tokens} tokens"),
+            ));
+        }
+        let values = graph.const_f32(&name).ok_or_else(|| stuck(node, "its bias is no float"))?;
+        let why = |why: String| {
+            stuck(node, &format!("its constant `{name}` {shape:?} (a mask or bias) follows the size, and {why}"))
+        };
+        // The mask goes where it was; blocks that had none get theirs with the bias.
+        let mask = b.old.shift == [0, 0];
+        let (windows, values) = b.bias(&values, heads, &new, mask).map_err(why)?;
+        self.window = Some(Inside { block, new, masked: windows == new.windows() });
+        let m = new.tokens();
+        // Masks that came with an axis for the batch keep it.
+        let lead = vec![1; scores.len().saturating_sub(4)];
+        let shape = [lead, vec![windows, heads, m, m]].concat();
+        self.set_floats(graph, node, n, &shape, &values);
         Ok(())
     }
 
