@@ -281,10 +281,8 @@ impl Walk {
         for &dim in to {
             let (mut factors, mut missing) = (vec![], dim);
             // What was one and becomes several: the first dimension of one takes it.
-            while dim == 1
-                && let Some(grown) = left.pop_front_if(|f| f.0 == 1)
-            {
-                factors.push(grown);
+            while dim == 1 && left.front().is_some_and(|f| f.0 == 1) {
+                factors.extend(left.pop_front());
             }
             while missing > 1 {
                 let (a, b) = left.pop_front().ok_or_else(|| format!("its shape {to:?} has other elements"))?;
