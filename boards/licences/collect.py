@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The licences of everything linked into vedge-run, written to NOTICES.txt beside this file.
+"""The licences of everything linked into vedge-run with all its features, written to NOTICES.txt beside this file.
 
 Usage: boards/licences/collect.py            after a dependency changed
        boards/licences/collect.py --check    fails when NOTICES.txt does not name exactly the crates linked now
@@ -21,7 +21,7 @@ musl: MIT, Copyright (c) 2005-2020 Rich Felker, et al., https://git.musl-libc.or
 
 def crates():
     """Packages that vedge-runtime links on a board, itself included, sorted."""
-    command = ["cargo", "metadata", "--format-version=1", "--locked", "--filter-platform=aarch64-unknown-linux-musl"]
+    command = ["cargo", "metadata", "--format-version=1", "--locked", "--all-features", "--filter-platform=aarch64-unknown-linux-musl"]
     data = json.loads(subprocess.run(command, cwd=HERE, check=True, capture_output=True, text=True).stdout)
     packages = {p["id"]: p for p in data["packages"]}
     nodes = {n["id"]: n for n in data["resolve"]["nodes"]}
@@ -56,7 +56,7 @@ def main():
             missing, gone = sorted(set(names) - set(listed)), sorted(set(listed) - set(names))
             raise SystemExit(f"{OUT}: not named: {missing}, no longer linked: {gone}; run boards/licences/collect.py")
         return
-    lines = ["vedge-run is made of these packages. After the list come their licences, each text once.", ""]
+    lines = ["vedge-run is made of these packages, some of them only where it is built with TLS. After the list come their licences, each text once.", ""]
     lines += [f"  {name}  {p['license'] or 'see its licence file'}" for name, p in zip(names, found)]
     by_text = {}
     for name, package in zip(names, found):

@@ -5,7 +5,7 @@ use crate::merge::{self, Schedule};
 use crate::passes::{self, PassReport, Prepare};
 use crate::quantize::pays;
 use crate::quantize::{self, Candidate, Effect, Evidence, Layer, Preset, Probes, Quantized, Skipped, Target, Wish};
-use crate::{check, preset, progress, prune, refit, report};
+use crate::{certainty, check, preset, progress, prune, refit, report};
 use ndarray::ArrayD;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use vedge_calibration::{Cache, Calibrator, Dataset, Item, Tap, View, collect, dataset, input_moments};
 use vedge_runtime::error::counted;
 use vedge_runtime::model::card::{
-    Accuracy, Activations, CalibrationData, OutputKind, Preprocess, Provenance, SelfTest, VERSION,
+    Accuracy, Activations, CalibrationData, FittedTo, OutputKind, Preprocess, Provenance, SelfTest, VERSION,
 };
 use vedge_runtime::model::qdq;
 use vedge_runtime::onnx::Graph;
@@ -227,6 +227,7 @@ pub fn convert(source: &Path, settings: &Settings) -> Result<Converted> {
         output: output_index,
         items,
         whole,
+        labelled,
         mut warnings,
         before,
     } = float;
@@ -275,6 +276,14 @@ pub fn convert(source: &Path, settings: &Settings) -> Result<Converted> {
     // The self-test is an answer of the file as it will be, so the card goes in first without it.
     card.embed(&mut graph);
     card.self_test = Some(self_test(&graph, output_index)?);
+    if let (Some(items), true) = (&items, card.output.kind != "features") {
+        let measured = certainty::Measured { model: &graph, float: &before, whole: whole.as_deref(), items, labelled };
+        card.certainty = certainty::measure(&measured, &card, output_index, &settings.options)?;
+        if card.certainty.as_ref().is_none_or(|c| c.fitted_to != FittedTo::Labels) {
+            let why = "the labels of the pictures are not those of the model";
+            warnings.push(format!("how often its probabilities come true is not known: {why}"));
+        }
+    }
     card.embed(&mut graph);
     check::check(&graph)?;
     Ok(Converted {
@@ -314,6 +323,8 @@ pub struct Float {
     pub items: Option<Vec<Item>>,
     /// The graph at the size asked for, before anything else left it.
     pub before: Graph,
+    /// Whether the classes of these are the model's.
+    pub labelled: bool,
     /// What the whole model says of each, where the graph is a shrunk one.
     pub whole: Option<Vec<Vec<f32>>>,
     /// What the user should know.
@@ -412,9 +423,10 @@ pub fn float(source: &Path, settings: &Settings, known: Option<&[Vec<f32>]>) -> 
     if quantized {
         card.precision = Precision::Int8.name().into();
     }
+    let labelled = pictures.as_ref().is_some_and(|(set, _)| width == Some(set.labels.len()));
     let items = pictures.map(|(_, items)| items);
     let (pruned, output) = (pruned.lines, output_index);
-    Ok(Float { graph, architecture, passes, pruned, card, output, items, whole, warnings, before })
+    Ok(Float { graph, architecture, passes, pruned, card, output, items, labelled, whole, warnings, before })
 }
 
 fn card_of(
@@ -441,6 +453,7 @@ fn card_of(
             ..Provenance::default()
         },
         accuracy: None,
+        certainty: None,
         self_test: None,
     }
 }

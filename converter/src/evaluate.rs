@@ -3,11 +3,12 @@
 use crate::convert::{load_picture, picture_size};
 use crate::passes::{self, Prepare};
 use crate::quantize::Sqnr;
-use crate::{preset, progress};
+use crate::{certainty, preset, progress};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::time::Instant;
 use vedge_calibration::Item;
+use vedge_runtime::classify::probabilities;
 use vedge_runtime::model::card::Preprocess;
 use vedge_runtime::onnx::Graph;
 use vedge_runtime::{Card, Error, Options, Result, Session};
@@ -24,6 +25,8 @@ pub struct Subject {
     pub output: usize,
     /// Whether that output holds probabilities already.
     pub probabilities: bool,
+    /// Temperature of its probabilities on a board.
+    pub temperature: f32,
 }
 
 /// How one model did.
@@ -49,6 +52,8 @@ pub struct Score {
     /// Signal-to-noise ratio of the logits against the baseline's, dB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sqnr: Option<f64>,
+    /// Expected calibration error, 0…1: how far the probabilities that a board shows and the share of right answers are apart.
+    pub calibration_error: f64,
     /// Median time of one inference, ms, preprocessing excluded.
     pub median_ms: f64,
     /// For each class.
@@ -73,6 +78,8 @@ struct Tally {
     agree: usize,
     kl: f64,
     sqnr: Sqnr,
+    /// Probability of the best class, and whether it is right.
+    confidences: Vec<(f64, bool)>,
     ms: Vec<f64>,
 }
 
@@ -106,6 +113,8 @@ pub fn evaluate(subjects: &mut [Subject], items: &[Item], labels: &[String]) -> 
             let rank = rank_of(&y, item.class);
             t.right[item.class] += usize::from(rank == 0);
             t.top5 += usize::from(rank < 5);
+            let p = probabilities(y.clone(), s.probabilities, s.temperature);
+            t.confidences.push((f64::from(p[best(&p)]), rank == 0));
             match &base {
                 None => base = Some(y),
                 Some(base) => {
@@ -128,6 +137,7 @@ pub fn evaluate(subjects: &mut [Subject], items: &[Item], labels: &[String]) -> 
         agreement: (i > 0).then_some(t.agree as f64 / n),
         mean_kl: (i > 0).then_some(t.kl / n),
         sqnr: (i > 0).then_some(t.sqnr.db()),
+        calibration_error: certainty::error(t.confidences.iter().copied()),
         median_ms: median(&mut t.ms),
         classes: labels
             .iter()
@@ -235,8 +245,9 @@ pub fn open(
         let named = card.as_ref().map_or("logits", |c| c.output.name.as_str());
         let output = graph.outputs.iter().position(|o| o.name() == named).unwrap_or(0);
         let probabilities = card.as_ref().is_some_and(|c| c.output.kind == "probabilities");
+        let temperature = card.as_ref().and_then(|c| c.certainty.as_ref()).map_or(1.0, |c| c.temperature);
         let session = Session::from_graph(graph, options).map_err(in_file)?;
-        subjects.push(Subject { path: path.clone(), session, preprocess: how, output, probabilities });
+        subjects.push(Subject { path: path.clone(), session, preprocess: how, output, probabilities, temperature });
     }
     Ok((subjects, labels))
 }

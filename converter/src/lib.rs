@@ -2,6 +2,7 @@
 
 pub mod arch;
 pub mod budget;
+pub mod certainty;
 pub mod check;
 pub mod cmd;
 pub mod convert;

@@ -21,6 +21,7 @@ pub struct Class {
 pub struct Classifier {
     output: usize,
     probabilities: bool,
+    temperature: f32,
     labels: Vec<String>,
 }
 
@@ -29,7 +30,7 @@ impl Classifier {
     ///
     /// # Errors
     /// [`Error::Unsupported`] without a card or when the model is no classifier, [`Error::BadModel`] when the card
-    /// names an output that the model does not have.
+    /// names an output that the model does not have, or a temperature that is none.
     pub fn of(session: &Session) -> Result<(Classifier, Card)> {
         let card = session.card().cloned().ok_or_else(|| Error::Unsupported {
             what: "the model has no card: how pictures become its input and what its output means is unknown".into(),
@@ -49,7 +50,13 @@ impl Classifier {
             let (name, has) = (&card.output.name, session.outputs().join(", "));
             Error::BadModel(format!("the card names output `{name}`, the model has {has}"))
         })?;
-        Ok((Classifier { output, probabilities, labels: card.labels.clone() }, card))
+        let temperature = card.certainty.as_ref().map_or(1.0, |c| c.temperature);
+        if !(temperature.is_finite() && temperature > 0.0) {
+            return Err(Error::BadModel(format!(
+                "the card's temperature is {temperature}, expected a positive number"
+            )));
+        }
+        Ok((Classifier { output, probabilities, temperature, labels: card.labels.clone() }, card))
     }
 
     /// The probabilities of all classes, and for logits their energy, from the session's outputs.
@@ -61,11 +68,8 @@ impl Classifier {
             .get(self.output)
             .ok_or_else(|| Error::Engine(format!("{} outputs, expected number {}", outputs.len(), self.output)))?;
         let values = checked(output.iter().copied().collect())?;
-        Ok(if self.probabilities {
-            Scores { probabilities: values, energy: None }
-        } else {
-            Scores { probabilities: softmax(&values), energy: Some(energy(&values)) }
-        })
+        let energy = (!self.probabilities).then(|| energy(&values));
+        Ok(Scores { probabilities: probabilities(values, self.probabilities, self.temperature), energy })
     }
 
     /// The `k` most likely classes, best first.
@@ -90,7 +94,8 @@ impl Classifier {
 
     #[cfg(test)]
     pub(crate) fn for_tests(labels: &[&str]) -> Classifier {
-        Classifier { output: 0, probabilities: false, labels: labels.iter().map(ToString::to_string).collect() }
+        let labels = labels.iter().map(ToString::to_string).collect();
+        Classifier { output: 0, probabilities: false, temperature: 1.0, labels }
     }
 
     /// Labels in the order of the classes; may be empty.
@@ -102,14 +107,26 @@ impl Classifier {
 /// What the model says about one picture.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scores {
-    /// Of each class, 0…1.
+    /// Of each class, 0…1, by the temperature of the model's card.
     pub probabilities: Vec<f32>,
     /// `−ln Σ exp(logit)`: the higher, the less the picture is like those of the training (Liu et al. 2020,
     /// arXiv:2010.03759). `None` where the model gives probabilities.
     pub energy: Option<f32>,
 }
 
-fn energy(logits: &[f32]) -> f32 {
+/// Probabilities of a model's output at a temperature; `given` where it holds probabilities already, not logits.
+pub fn probabilities(mut values: Vec<f32>, given: bool, temperature: f32) -> Vec<f32> {
+    match (given, temperature == 1.0) {
+        (true, true) => return values,
+        // a probability's logarithm is its logit but for a constant, which softmax takes away
+        (true, false) => values.iter_mut().for_each(|v| *v = v.max(f32::MIN_POSITIVE).ln() / temperature),
+        (false, _) => values.iter_mut().for_each(|v| *v /= temperature),
+    }
+    softmax(&values)
+}
+
+/// `−ln Σ exp(logit)`.
+pub fn energy(logits: &[f32]) -> f32 {
     let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|l| f64::from(l - most).exp()).sum();
     -(most + sum.ln() as f32)
@@ -139,7 +156,7 @@ mod tests {
     use super::*;
 
     fn classifier(probabilities: bool) -> Classifier {
-        Classifier { output: 0, probabilities, labels: vec!["a".into(), "b".into()] }
+        Classifier { output: 0, probabilities, temperature: 1.0, labels: vec!["a".into(), "b".into()] }
     }
 
     fn output(values: &[f32]) -> Vec<ArrayD<f32>> {
@@ -162,6 +179,19 @@ mod tests {
     fn probabilities_are_not_softmaxed_again() {
         let scores = classifier(true).read(&output(&[0.25, 0.75])).unwrap();
         assert_eq!(scores, Scores { probabilities: vec![0.25, 0.75], energy: None });
+    }
+
+    #[test]
+    fn a_temperature_moves_probabilities_and_not_their_order_or_energy() {
+        let warm = |probabilities| Classifier { temperature: 2.0, ..classifier(probabilities) };
+        let scores = warm(false).read(&output(&[1.0, 3.0, 2.0])).unwrap();
+        assert_eq!(scores.probabilities, softmax(&[0.5, 1.5, 1.0]));
+        assert!((scores.energy.unwrap() + 3.407_606).abs() < 1e-5);
+        // the same classes by their probabilities
+        let given = warm(true).read(&output(&softmax(&[1.0, 3.0, 2.0]))).unwrap();
+        assert!(given.probabilities.iter().zip(&scores.probabilities).all(|(a, b)| (a - b).abs() < 1e-6));
+        let never = warm(true).read(&output(&[0.0, 1.0])).unwrap().probabilities;
+        assert!(never[0] < 1e-18 && never[1] == 1.0, "{never:?}");
     }
 
     #[test]

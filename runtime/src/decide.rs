@@ -17,12 +17,14 @@ pub struct Rules {
     pub hysteresis: f32,
     /// Energy above which a frame shows none of the classes; see [`Scores::energy`].
     pub max_energy: Option<f32>,
+    /// A frame whose best class is less likely than this shows none of the classes.
+    pub min_confidence: Option<f32>,
 }
 
 impl Default for Rules {
     fn default() -> Rules {
         let smooth = Duration::from_millis(500);
-        Rules { smooth, threshold: 0.5, thresholds: vec![], hysteresis: 0.1, max_energy: None }
+        Rules { smooth, threshold: 0.5, thresholds: vec![], hysteresis: 0.1, max_energy: None, min_confidence: None }
     }
 }
 
@@ -79,8 +81,9 @@ impl Decider {
     pub fn new(rules: Rules, classifier: &Classifier) -> Result<Decider> {
         let usage = |what: String, hint: &str| Error::Usage { what, hint: hint.into() };
         let shares = rules.thresholds.iter().map(|t| t.1).chain([rules.threshold, rules.hysteresis]);
-        if let Some(bad) = shares.into_iter().find(|s| !(0.0..=1.0).contains(s)) {
-            return Err(usage(format!("threshold or hysteresis {bad}: expected a number between 0 and 1"), ""));
+        if let Some(bad) = shares.chain(rules.min_confidence).find(|s| !(0.0..=1.0).contains(s)) {
+            let what = format!("threshold, hysteresis or confidence {bad}: expected a number between 0 and 1");
+            return Err(usage(what, ""));
         }
         for (label, _) in &rules.thresholds {
             if !classifier.labels().contains(label) {
@@ -94,9 +97,17 @@ impl Decider {
         Ok(Decider { rules, thresholds: vec![], smoothed: vec![], last: None, state: None })
     }
 
+    /// Whether a frame shows none of the classes; `None` where no rule says when it does.
+    pub fn unknown(&self, scores: &Scores) -> Option<bool> {
+        let best = scores.probabilities.iter().copied().fold(0.0, f32::max);
+        let energy = self.rules.max_energy.zip(scores.energy).map(|(most, energy)| energy > most);
+        let unsure = self.rules.min_confidence.map(|least| best < least);
+        energy.into_iter().chain(unsure).reduce(|a, b| a || b)
+    }
+
     /// Takes one frame's scores; what came and went by them. After a gap of many time constants the past counts nothing.
     pub fn update(&mut self, at: Instant, scores: &Scores, classifier: &Classifier) -> Vec<Event> {
-        let unknown = self.rules.max_energy.zip(scores.energy).is_some_and(|(most, energy)| energy > most);
+        let unknown = self.unknown(scores) == Some(true);
         let seen = |i: usize| if unknown { 0.0 } else { scores.probabilities[i] };
         if self.smoothed.len() == scores.probabilities.len() {
             let passed = self.last.map_or(Duration::ZERO, |last| at.saturating_duration_since(last));
@@ -196,6 +207,28 @@ mod tests {
     fn high_energy_is_none_of_these() {
         let rules = Rules { max_energy: Some(-1.7), ..at_once() };
         assert_eq!(told(rules, &[(0.6, 0.1), (0.9, 0.1), (0.6, 0.1)]), ["1 Entered cat", "2 Left cat"]);
+    }
+
+    #[test]
+    fn an_unsure_frame_is_none_of_these() {
+        // below the threshold for coming, above the one for staying
+        let rules = || Rules { threshold: 0.6, hysteresis: 0.3, ..at_once() };
+        let frames = [(0.9, 0.0), (0.4, 0.3), (0.9, 0.0)];
+        assert_eq!(told(rules(), &frames), ["0 Entered cat"]);
+        let unsure = Rules { min_confidence: Some(0.5), ..rules() };
+        assert_eq!(told(unsure, &frames), ["0 Entered cat", "1 Left cat", "2 Entered cat"]);
+    }
+
+    #[test]
+    fn either_limit_makes_a_frame_unknown() {
+        let of = |max_energy, min_confidence, energy| {
+            let decider = Decider::new(Rules { max_energy, min_confidence, ..at_once() }, &classifier()).unwrap();
+            decider.unknown(&Scores { probabilities: vec![0.5, 0.25, 0.25], energy: Some(energy) })
+        };
+        assert_eq!(of(None, None, 0.0), None);
+        assert_eq!(of(Some(-1.0), None, 0.0), Some(true));
+        assert_eq!(of(Some(1.0), Some(0.4), 0.0), Some(false));
+        assert_eq!(of(Some(1.0), Some(0.6), 0.0), Some(true));
     }
 
     #[test]

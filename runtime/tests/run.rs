@@ -54,6 +54,7 @@ fn work() -> &'static Path {
             activations: Activations::Static,
             provenance: Provenance::default(),
             accuracy: None,
+            certainty: None,
             self_test: Some(SelfTest { seed: 1, logits, min_cosine: 0.999 }),
         };
         for (file, name) in [("model.onnx", card.output.name.as_str()), ("wrong.onnx", "embedding")] {

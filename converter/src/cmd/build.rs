@@ -25,6 +25,9 @@ pub struct Args {
     /// A quick build for trying, not small: the profile `release` instead of `dist`.
     #[arg(long)]
     quick: bool,
+    /// With MQTT over TLS, which makes the program 0.8 MB larger.
+    #[arg(long)]
+    tls: bool,
     /// Print the command and do not run it.
     #[arg(long)]
     dry_run: bool,
@@ -70,7 +73,7 @@ pub fn run(a: &Args) -> Result<()> {
         return Err(Error::Usage { what, hint: String::new() }.into());
     }
     let route = if a.route == Route::Auto { auto(&target, installed) } else { a.route };
-    let plan = plan(&target, route, if a.quick { "release" } else { "dist" })?;
+    let plan = plan(&target, route, if a.quick { "release" } else { "dist" }, a.tls)?;
     let line: Vec<String> =
         plan.environment.iter().map(|(k, v)| format!("{k}={v}")).chain(plan.words.clone()).collect();
     if a.dry_run {
@@ -139,7 +142,7 @@ fn auto(target: &str, installed: impl Fn(&str) -> bool) -> Route {
     }
 }
 
-fn plan(target: &str, route: Route, profile: &str) -> Result<Plan, Error> {
+fn plan(target: &str, route: Route, profile: &str, tls: bool) -> Result<Plan, Error> {
     let (words, named): (&[&str], String) = match route {
         Route::Zig if target.contains("-gnu") => (&["cargo-zigbuild", "rustc"], format!("{target}.{GLIBC}")),
         Route::Zig => (&["cargo-zigbuild", "rustc"], target.into()),
@@ -149,6 +152,9 @@ fn plan(target: &str, route: Route, profile: &str) -> Result<Plan, Error> {
     let mut words: Vec<String> = words.iter().map(|w| (*w).to_string()).collect();
     let rest = ["--profile", profile, "--package", "vedge-runtime", "--bin", "vedge-run", "--target", &named];
     words.extend(rest.map(String::from));
+    if tls {
+        words.extend(["--features", "tls"].map(String::from));
+    }
     // Cargo forgets the profile's `strip` for a package with settings of its own.
     words.extend(["--", "-C", "strip=symbols"].map(String::from));
     let mut environment = vec![];
@@ -183,11 +189,11 @@ mod tests {
     #[test]
     fn each_target_has_a_route() {
         for target in vedge_boards::TARGETS {
-            let plan = plan(target, auto(target, |_| false), "dist").unwrap();
+            let plan = plan(target, auto(target, |_| false), "dist", false).unwrap();
             assert!(plan.words.iter().any(|w| w.starts_with(target)), "{plan:?}");
         }
         for target in ["aarch64-unknown-linux-gnu", "armv7-unknown-linux-gnueabihf"] {
-            let zig = plan(target, auto(target, |p| p == "cargo-zigbuild"), "dist").unwrap();
+            let zig = plan(target, auto(target, |p| p == "cargo-zigbuild"), "dist", false).unwrap();
             assert!(zig.words[0] == "cargo-zigbuild", "{zig:?}");
             assert!(zig.words.contains(&format!("{target}.2.31")), "{zig:?}");
             assert_eq!(auto(target, |p| p == "cross" || p == "podman"), Route::Cross);
@@ -195,9 +201,16 @@ mod tests {
         // without an engine, cross is of no use
         assert_eq!(auto("aarch64-unknown-linux-gnu", |p| p == "cross"), Route::Zig);
         assert_eq!(auto("armv7-unknown-linux-gnueabihf", |p| p == "cross"), Route::System);
-        let musl = plan("aarch64-unknown-linux-musl", auto("aarch64-unknown-linux-musl", |_| true), "dist").unwrap();
+        let musl =
+            plan("aarch64-unknown-linux-musl", auto("aarch64-unknown-linux-musl", |_| true), "dist", false).unwrap();
         assert_eq!(musl.environment[1].0, "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER");
-        assert_eq!(plan("aarch64-unknown-linux-musl", Route::Cross, "dist").unwrap().words[..2], ["cross", "rustc"]);
-        assert!(plan("riscv64gc-unknown-linux-gnu", Route::System, "dist").is_err());
+        assert_eq!(
+            plan("aarch64-unknown-linux-musl", Route::Cross, "dist", false).unwrap().words[..2],
+            ["cross", "rustc"]
+        );
+        let tls = plan("aarch64-unknown-linux-musl", Route::System, "dist", true).unwrap();
+        let place = |word: &str| tls.words.iter().position(|w| w == word).unwrap();
+        assert!(place("--features") < place("--") && tls.words[place("--features") + 1] == "tls");
+        assert!(plan("riscv64gc-unknown-linux-gnu", Route::System, "dist", false).is_err());
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{parse_channels, parse_size, read_labels};
 use crate::budget::{self, Amount, Budget, Found, Search};
+use crate::certainty;
 use crate::convert::{Converted, Pictures, Precision, Settings, convert};
 use crate::merge::Schedule;
 use crate::prune::Request;
@@ -386,6 +387,9 @@ fn describe(a: &Args, c: &Converted, source: u64, written: u64) {
     }
     for s in &c.skipped {
         eprintln!("  stays float: {} ({})", s.name, s.reason);
+    }
+    if let Some(certainty) = &c.card.certainty {
+        eprintln!("  probabilities: {}", certainty::describe(certainty));
     }
     let mega = |b: u64| b as f64 / 1e6;
     eprintln!(

@@ -65,7 +65,8 @@ pub fn run(a: &Args) -> Result<()> {
 pub fn summary(scores: &[Score]) -> Vec<Vec<String>> {
     let percent = |x: f64| format!("{:.2} %", x * 100.0);
     let or_dash = |x: Option<String>| x.unwrap_or_else(|| "-".into());
-    let mut rows = vec![row!["model", "top-1", "top-5", "agreement", "mean KL", "logits", "median", "size"]];
+    let mut rows =
+        vec![row!["model", "top-1", "top-5", "agreement", "mean KL", "logits", "calibration", "median", "size"]];
     for s in scores {
         rows.push(row![
             s.model,
@@ -74,6 +75,7 @@ pub fn summary(scores: &[Score]) -> Vec<Vec<String>> {
             or_dash(s.agreement.map(percent)),
             or_dash(s.mean_kl.map(|k| format!("{k:.5}"))),
             or_dash(s.sqnr.map(|d| format!("{d:.1} dB"))),
+            percent(s.calibration_error),
             format!("{:.2} ms", s.median_ms),
             format!("{:.2} MB", s.bytes as f64 / 1e6),
         ]);

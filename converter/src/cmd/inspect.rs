@@ -3,7 +3,7 @@
 use super::{out, table};
 use crate::arch::{self, Architecture};
 use crate::passes::{self, Prepare};
-use crate::{row, shapes};
+use crate::{certainty, row, shapes};
 use anyhow::Result;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -306,6 +306,17 @@ fn card_lines(c: &Card) -> Vec<(&'static str, String)> {
     ];
     if let Some(k) = &c.provenance.calibration {
         lines.push(("calibrated with", format!("{} (SHA-256 {}…)", counted(k.pictures, "picture"), short(&k.sha256))));
+    }
+    let known = c.certainty.as_ref();
+    lines.push((
+        "probabilities",
+        known.map_or("as the model gives them: not compared with labels".into(), certainty::describe),
+    ));
+    if let Some(limits) = known.map(|c| &c.limits) {
+        let energy = limits.energy.map_or(String::new(), |e| format!(" or energy above {e:.2}"));
+        let share = 100.0 * limits.share;
+        let line = format!("best class below {:.2}{energy} ({share:.0} % of the pictures each)", limits.confidence);
+        lines.push(("none of these", line));
     }
     lines
 }

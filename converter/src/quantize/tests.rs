@@ -226,6 +226,7 @@ pub fn card() -> Card {
         activations: Activations::Static,
         provenance: Provenance::default(),
         accuracy: None,
+        certainty: None,
         self_test: None,
     }
 }

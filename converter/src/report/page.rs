@@ -4,6 +4,7 @@ use super::html::{Cell, depth, distribution, escape, interval, number, section, 
 use super::numbers::{Share, base64};
 use super::{LayerReport, Moved, Outlier, Report};
 use crate::budget::{Point, plot};
+use crate::certainty;
 use vedge_runtime::error::counted;
 use vedge_runtime::model::card::Activations;
 
@@ -134,6 +135,9 @@ fn accuracy(r: &Report) -> Option<String> {
         db(a.sqnr_db),
         short(a.mean_kl)
     );
+    if let Some(c) = &r.card.certainty {
+        body += &format!("<p>Probabilities on the board: {}.</p>", escape(&certainty::describe(c)));
+    }
     let lead = format!(
         "{} pictures: {}. Intervals are Wilson's: with so many pictures the true share lies inside in 95 of 100 cases. Plots start at {:.0} %.",
         a.float.of,

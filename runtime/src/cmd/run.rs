@@ -12,7 +12,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
+use vedge_runtime::Error;
 use vedge_runtime::decide::Rules;
+use vedge_runtime::model::card::Card;
 use vedge_runtime::pipeline::{self, Model, Summary, Totals};
 use vedge_runtime::preprocess::{Region, View};
 use vedge_runtime::sink::{JsonLines, Lines, Outlet, ResultSink, Text};
@@ -87,9 +89,24 @@ struct Decide {
     /// Time constant of the smoothing in seconds; 0 for none
     #[arg(long, value_name = "SECONDS", default_value = "0.5", value_parser = seconds)]
     smooth: Duration,
+    /// When a frame shows none of the classes: auto takes the limits of the model's card, which one in a hundred of its
+    /// calibration pictures exceeds; off leaves it to the options below
+    #[arg(long, value_enum, default_value = "off")]
+    unknown: Unknown,
     /// A frame of higher energy shows none of the classes (`energy` is in the JSON lines)
     #[arg(long, value_name = "E", allow_negative_numbers = true)]
     max_energy: Option<f32>,
+    /// A frame whose best class is less likely shows none of the classes
+    #[arg(long, value_name = "P")]
+    min_confidence: Option<f32>,
+}
+
+#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
+enum Unknown {
+    /// By the model's card
+    Auto,
+    /// By --max-energy and --min-confidence alone
+    Off,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -130,16 +147,25 @@ fn seconds(text: &str) -> Result<Duration, String> {
 }
 
 impl Decide {
-    fn rules(&self) -> Rules {
+    fn rules(&self, card: &Card) -> Result<Rules, Error> {
         let mut rules = Rules { smooth: self.smooth, hysteresis: self.hysteresis, ..Rules::default() };
-        rules.max_energy = self.max_energy;
+        (rules.max_energy, rules.min_confidence) = (self.max_energy, self.min_confidence);
+        if self.unknown == Unknown::Auto {
+            let limits = card.certainty.as_ref().map(|c| &c.limits).ok_or_else(|| Error::Usage {
+                what: "--unknown auto: the model's card has no limits".into(),
+                hint: "convert it with pictures (vedge convert --calib DIR), or give --max-energy or --min-confidence"
+                    .into(),
+            })?;
+            rules.max_energy = rules.max_energy.or(limits.energy);
+            rules.min_confidence = rules.min_confidence.or(Some(limits.confidence));
+        }
         for (label, p) in &self.threshold {
             match label {
                 Some(label) => rules.thresholds.push((label.clone(), *p)),
                 None => rules.threshold = *p,
             }
         }
-        rules
+        Ok(rules)
     }
 }
 
@@ -151,15 +177,15 @@ impl Look {
 }
 
 impl Arguments {
-    fn options(&self) -> pipeline::Options {
-        pipeline::Options {
+    fn options(&self, card: &Card) -> Result<pipeline::Options, Error> {
+        Ok(pipeline::Options {
             top: self.top.get(),
             max_frames: self.max_frames,
             retry: self.on_failure == Failure::Retry,
             view: self.look.view(),
-            rules: self.decide.rules(),
+            rules: self.decide.rules(card)?,
             report_every: Some(self.report).filter(|&s| s > 0).map(Duration::from_secs),
-        }
+        })
     }
 
     fn output(&self) -> Box<dyn ResultSink> {
@@ -183,6 +209,7 @@ pub fn run(a: &Arguments) -> Result<ExitCode> {
     let session = super::load(path, super::threads(a.threads))?;
     let (kernel, threads) = (session.kernel(), session.threads());
     let mut model = Model::new(session).map_err(|e| e.in_file(path))?;
+    let options = a.options(model.card())?;
     let input = (model.card().preprocess.width, model.card().preprocess.height);
     let source = if a.wait { source::open_or_wait(&uri, input)? } else { source::open(&uri, input)? };
     let card = model.card();
@@ -201,7 +228,7 @@ pub fn run(a: &Arguments) -> Result<ExitCode> {
     let mut outlets = vec![Outlet::new("standard output", a.output())?];
     outlets.extend(a.outputs.open(&model, &totals)?);
     let mut watch = Watch::new();
-    let summary = pipeline::run(&mut model, source, outlets, &a.options(), &totals, &stop, &mut watch);
+    let summary = pipeline::run(&mut model, source, outlets, &options, &totals, &stop, &mut watch);
     watch.stopping();
     let summary = summary?;
     tell(describe(&summary));

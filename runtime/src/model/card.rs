@@ -35,6 +35,9 @@ pub struct Card {
     /// Accuracy as measured at conversion, where pictures were given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<Accuracy>,
+    /// How far its probabilities can be believed, fitted on pictures at conversion.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certainty: Option<Certainty>,
     /// Expected output for a known input.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub self_test: Option<SelfTest>,
@@ -159,6 +162,44 @@ pub struct Accuracy {
     /// Signal-to-noise ratio of the logits against the float model's, dB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sqnr_db: Option<f32>,
+}
+
+/// From scores to probabilities that come true, and the edge of what the model knows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Certainty {
+    /// What logits are divided by before they become probabilities (Guo et al. 2017, arXiv:1706.04599); positive.
+    pub temperature: f32,
+    /// What it was fitted to.
+    pub fitted_to: FittedTo,
+    /// On how many pictures.
+    pub pictures: usize,
+    /// Expected calibration error on these pictures, 0…1, without the temperature and with it; absent without labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration_error: Option<[f32; 2]>,
+    /// Beyond these a picture is unlike those pictures.
+    pub limits: Limits,
+}
+
+/// What probabilities were made to agree with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FittedTo {
+    /// How often answers were right.
+    Labels,
+    /// The float model's probabilities: which answers are right was not known.
+    FloatModel,
+}
+
+/// Edges of what calibration pictures showed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Share of these pictures beyond each limit, 0…1.
+    pub share: f32,
+    /// Highest energy, see [`crate::classify::Scores::energy`]; absent where the model gives probabilities.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub energy: Option<f32>,
+    /// Lowest probability of the best class, 0…1.
+    pub confidence: f32,
 }
 
 /// Output of the model for the input that [`SelfTest::input`] generates.

@@ -77,6 +77,7 @@ impl Model {
             latency: frame.at.elapsed(),
             top: self.classifier.top(&scores.probabilities, k),
             energy: scores.energy,
+            unknown: decider.unknown(&scores),
             state: decider.state().map(|i| self.classifier.label(i)),
             events,
             dropped: 0,

@@ -41,6 +41,8 @@ struct Line<'a> {
     top: &'a [Class],
     #[serde(skip_serializing_if = "Option::is_none")]
     energy: Option<f32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unknown: Option<bool>,
     state: Option<&'a str>,
     dropped: u64,
 }
@@ -71,7 +73,7 @@ pub fn json(a: &Answer) -> String {
     let (source, state) = (a.source.as_deref(), a.state.as_deref());
     let t = rfc3339(a.time);
     let (seq, top, energy, dropped) = (a.seq, a.top.as_slice(), a.energy, a.dropped);
-    let line = Line { v: VERSION, seq, t, source, ms: times, top, energy, state, dropped };
+    let line = Line { v: VERSION, seq, t, source, ms: times, top, energy, unknown: a.unknown, state, dropped };
     serde_json::to_string(&line).expect("plain data")
 }
 

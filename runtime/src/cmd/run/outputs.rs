@@ -22,12 +22,15 @@ pub struct Outputs {
     /// File with the token that clients of the page must give, /?token=TOKEN
     #[arg(long, value_name = "FILE", requires = "http")]
     http_token: Option<PathBuf>,
-    /// Publish to an MQTT broker, mqtt://[USER@]HOST[:PORT]/TOPIC: state, events, one answer a second; Home Assistant finds them
+    /// Publish to an MQTT broker, mqtt://[USER@]HOST[:PORT]/TOPIC, mqtts:// for TLS: state, events, one answer a second; Home Assistant finds them
     #[arg(long, value_name = "URL")]
     mqtt: Option<Broker>,
     /// File with the password for the broker
     #[arg(long, value_name = "FILE", requires = "mqtt")]
     mqtt_password: Option<PathBuf>,
+    /// File with the authorities (PEM) that may have signed the certificate of an mqtts:// broker [default: the system's]
+    #[arg(long, value_name = "FILE", requires = "mqtt")]
+    mqtt_ca: Option<PathBuf>,
     /// Keep frames in this folder, as JPEG files with their answers
     #[arg(long, value_name = "DIR")]
     record: Option<PathBuf>,
@@ -61,9 +64,16 @@ impl Outputs {
                 let hint = "give mqtt://USER@HOST/TOPIC and --mqtt-password FILE, or neither".into();
                 return Err(Error::Usage { what, hint }.into());
             }
-            let broker = Broker { password, ..broker.clone() };
+            if password.is_some() && !broker.tls && !local(&broker.host) {
+                tell("warning: the broker's password is sent as it is to another machine; mqtts:// encrypts it");
+            }
+            if self.mqtt_ca.is_some() && !broker.tls {
+                let what = "--mqtt-ca is for brokers over TLS".into();
+                return Err(Error::Usage { what, hint: "write the address as mqtts://…".into() }.into());
+            }
+            let broker = Broker { password, authorities: self.mqtt_ca.clone(), ..broker.clone() };
             let warn = Box::new(|text: &str| tell(format_args!("warning: {text}")));
-            outlets.push(Outlet::new("mqtt", Box::new(Mqtt::new(broker, &model.card().name, warn)))?);
+            outlets.push(Outlet::new("mqtt", Box::new(Mqtt::new(broker, &model.card().name, warn)?))?);
         }
         if let Some(dir) = &self.record {
             let record = Record::new(dir, self.record_when.clone(), self.record_max * 1_000_000)?;
@@ -71,6 +81,10 @@ impl Outputs {
         }
         Ok(outlets)
     }
+}
+
+fn local(host: &str) -> bool {
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 /// A secret of one line.

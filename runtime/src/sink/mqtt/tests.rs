@@ -17,7 +17,6 @@ fn addresses() {
     );
     assert_eq!(broker("mqtt://[::1]/x").unwrap().host, "::1");
     for (bad, word) in [
-        ("mqtts://x/y", "TLS"),
         ("http://x/y", "address"),
         ("mqtt://x", "address"),
         ("mqtt:///y", "address"),
@@ -28,6 +27,34 @@ fn addresses() {
         let e = broker(bad).unwrap_err();
         assert!(e.to_string().contains(word) && e.hint().is_some(), "{bad}: {e}");
     }
+}
+
+#[cfg(not(feature = "tls"))]
+#[test]
+fn without_tls_it_says_how_to_build_it() {
+    let e = broker("mqtts://x/y").unwrap_err();
+    assert!(e.to_string().contains("without TLS") && e.to_string().contains("--features tls"), "{e}");
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn addresses_and_authorities_of_tls() {
+    let b = broker("mqtts://cam@broker.lan/yard").unwrap();
+    assert_eq!((b.tls, b.port, b.host.as_str()), (true, 8883, "broker.lan"));
+    assert_eq!(broker("mqtts://[::1]:99/x").unwrap().port, 99);
+    let dir = tempfile::tempdir().unwrap();
+    let with = |text: &str| {
+        let file = dir.path().join("ca.pem");
+        std::fs::write(&file, text).unwrap();
+        let b = Broker { authorities: Some(file), ..broker("mqtts://broker.lan/yard").unwrap() };
+        Mqtt::new(b, "deit", Box::new(|_| ())).err().unwrap().to_string()
+    };
+    let damaged = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    for text in ["", "no certificate", damaged] {
+        assert!(with(text).contains("ca.pem"), "{}", with(text));
+    }
+    let none = Broker { authorities: Some("/no/file".into()), ..broker("mqtts://broker.lan/yard").unwrap() };
+    assert!(Mqtt::new(none, "deit", Box::new(|_| ())).err().unwrap().to_string().contains("/no/file"));
 }
 
 /// Takes one connection, acknowledges everything; the payloads, until the client ends.
@@ -78,7 +105,7 @@ fn a_broker_that_goes_away_loses_no_event() {
     let told = Arc::new(Mutex::new(vec![]));
     let tell = Arc::clone(&told);
     let place: Broker = format!("mqtt://127.0.0.1:{port}/door").parse().unwrap();
-    let mut mqtt = Mqtt::new(place, "deit", Box::new(move |text| tell.lock().unwrap().push(text.to_string())));
+    let mut mqtt = Mqtt::new(place, "deit", Box::new(move |text| tell.lock().unwrap().push(text.to_string()))).unwrap();
     for seq in 0..4 {
         let events = vec![Event::new(Change::Entered, &format!("label{seq}"), 0.5)];
         mqtt.put(&Answer { seq, events, state: Some(format!("label{seq}")), ..answer() }).unwrap();
