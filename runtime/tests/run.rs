@@ -306,6 +306,29 @@ fn a_reader_that_goes_away_ends_it_cleanly() {
     assert!(!String::from_utf8_lossy(&output.stderr).contains("error"), "{}", told(&output));
 }
 
+#[test]
+fn a_full_standard_output_is_an_error_that_is_told() {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut command = vedge_run(&[model().as_os_str(), "synthetic://32x32?fps=100".as_ref()]);
+    let output = end(command.stdout(full).spawn().unwrap());
+    let stderr = told(&output);
+    assert!(
+        stderr.starts_with("exit 1\n") && stderr.contains("standard output") && stderr.contains("space"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn a_program_that_gives_frames_is_started_again_when_it_ends() {
+    let jpeg = repository().join("tests/reference/pictures/standard_tables.jpg");
+    let source = format!("exec:cat {}; sleep 0.1", jpeg.display());
+    let output =
+        vedge_run(&[&model().to_string_lossy(), source.as_str()]).args(["--max-frames", "2"]).output().unwrap();
+    let stderr = told(&output);
+    assert!(output.status.success() && lines(&output.stdout).len() == 2, "{stderr}");
+    assert!(stderr.contains("ended (exit status: 0); trying again") && stderr.contains(", again"), "{stderr}");
+}
+
 /// Does not outlive its test.
 struct Running(Child);
 

@@ -4,12 +4,15 @@ use super::{Frame, FrameSource, Pixels, uri};
 use crate::error::{Error, Result};
 use crate::preprocess::{Matrix, PixelFormat, RawFrame, frame_length};
 use std::io::Read;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 /// How long the program may give no frame; starting a camera takes seconds.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// How long the program may take to end when it is asked to.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// Longest JPEG picture that is taken for one.
 const LONGEST: usize = 64 << 20;
 
@@ -17,6 +20,8 @@ const LONGEST: usize = 64 << 20;
 pub struct Exec {
     options: uri::Exec,
     running: Option<Running>,
+    /// How long the program may give no frame.
+    patience: Duration,
 }
 
 struct Running {
@@ -34,9 +39,24 @@ struct Received {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // both fail only when it has ended already; what it started loses its reader and ends by that
-        let _ = self.child.kill();
+        // What it started, too: a program that hangs would keep the camera from the next one. Politely first.
+        self.signal(libc::SIGTERM);
+        let asked = Instant::now();
+        while matches!(self.child.try_wait(), Ok(None)) && asked.elapsed() < FAREWELL {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.signal(libc::SIGKILL);
         let _ = self.child.wait();
+    }
+}
+
+impl Running {
+    /// Sends a signal to the program and all that it started; fails only when they have ended already.
+    fn signal(&self, signal: libc::c_int) {
+        if let Ok(group) = libc::pid_t::try_from(self.child.id()) {
+            // SAFETY: no memory is touched. The group is the child's own, made by `process_group(0)`.
+            let _ = unsafe { libc::kill(-group, signal) };
+        }
     }
 }
 
@@ -46,7 +66,7 @@ impl Exec {
     /// # Errors
     /// [`Error::Source`] when no shell can be started. That the command is wrong shows at the first frame.
     pub fn open(options: &uri::Exec) -> Result<Exec> {
-        Ok(Exec { running: Some(start(options)?), options: options.clone() })
+        Ok(Exec { running: Some(start(options)?), options: options.clone(), patience: PATIENCE })
     }
 
     fn failed(&self, what: String) -> Error {
@@ -62,6 +82,7 @@ impl Exec {
 fn start(options: &uri::Exec) -> Result<Running> {
     let mut command = Command::new("/bin/sh");
     command.arg("-c").arg(&options.command).stdin(Stdio::null()).stdout(Stdio::piped());
+    command.process_group(0);
     let cannot = |e| Error::Source { what: format!("cannot start `{}`: {e}", options.command), hint: String::new() };
     let mut child = command.spawn().map_err(cannot)?;
     let output = child.stdout.take().expect("a pipe was asked for");
@@ -154,10 +175,10 @@ impl Splitter {
 impl FrameSource for Exec {
     fn next(&mut self) -> Result<Option<Frame>> {
         let Some(running) = &mut self.running else { return Ok(None) };
-        let received = match running.frames.recv_timeout(PATIENCE) {
+        let received = match running.frames.recv_timeout(self.patience) {
             Ok(received) => received,
             Err(RecvTimeoutError::Timeout) => {
-                return Err(self.failed(format!("gave no frame for {} seconds", PATIENCE.as_secs())));
+                return Err(self.failed(format!("gave no frame for {} seconds", self.patience.as_secs())));
             }
             Err(RecvTimeoutError::Disconnected) => {
                 let ended = match running.child.wait() {
@@ -229,6 +250,36 @@ mod tests {
         assert!(e.to_string().contains("exit status: 3") && e.hint().unwrap().contains("GREY"), "{e}");
         source.reopen().unwrap();
         assert!(source.next().is_ok());
+    }
+
+    #[test]
+    fn a_program_that_hangs_is_lost_and_ends_with_all_that_it_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let pids = dir.path().join("pids");
+        // the shell waits for a program that writes nothing and does not care for SIGTERM, as a stuck driver's would
+        let command =
+            format!("printf abc; (trap '' TERM; echo $BASHPID $$ >{0}; sleep 300; sleep 300) ; :", pids.display());
+        let mut source = exec(&command.replace("$BASHPID", "$(exec sh -c 'echo $PPID')"), PixelFormat::Grey, (3, 1));
+        source.patience = Duration::from_millis(500);
+        assert!(source.next().unwrap().is_some());
+        let e = source.next().err().unwrap();
+        assert!(e.to_string().contains("gave no frame"), "{e}");
+        let text = std::fs::read_to_string(&pids).unwrap();
+        let started: Vec<u32> = text.split_whitespace().map(|p| p.parse().unwrap()).collect();
+        let runs = |pid: &u32| {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            status.contains("State:") && !status.contains("State:\tZ")
+        };
+        assert!(started.len() == 2 && started.iter().all(runs), "{started:?}");
+        source.running = None;
+        // the kernel delivers at once, but not before it says so
+        let asked = Instant::now();
+        while started.iter().any(runs) {
+            assert!(asked.elapsed() < Duration::from_secs(5), "{started:?} are left");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        source.reopen().unwrap();
+        assert!(source.next().unwrap().is_some(), "frames again");
     }
 
     #[test]
