@@ -4,7 +4,7 @@
 use crate::statistics::Partial;
 use sha2::{Digest, Sha256};
 use std::fs;
-use std::io;
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 use vedge_runtime::{Error, Result, files};
@@ -14,7 +14,7 @@ const LIMIT: u64 = 1 << 30;
 /// How often an unfinished calibration is written.
 const EVERY: Duration = Duration::from_secs(15);
 /// Changes with the form of the files.
-const FORM: &str = "vedge statistics 1";
+const FORM: &str = "vedge statistics 2";
 
 /// The file for one model and its pictures.
 pub struct Cache {
@@ -36,10 +36,10 @@ impl Cache {
 
     /// What is known already; nothing where there is no file, or none that can be read.
     pub fn load(&self) -> Partial {
-        let whole = fs::read(&self.path).ok();
-        let bytes = whole.as_deref().and_then(|b| b.split_at_checked(32));
-        let intact = bytes.filter(|(hash, data)| Sha256::digest(data)[..] == **hash);
-        intact.and_then(|(_, data)| postcard::from_bytes(data).ok()).unwrap_or_default()
+        let whole = files::map(&self.path).ok();
+        let bytes = whole.as_deref().and_then(|b| b.split_last_chunk::<32>());
+        let intact = bytes.filter(|(data, hash)| Sha256::digest(data)[..] == hash[..]);
+        intact.and_then(|(data, _)| postcard::from_bytes(data).ok()).unwrap_or_default()
     }
 
     /// Writes what is known, if the last time was a while ago. Whole or not at all.
@@ -58,13 +58,36 @@ impl Cache {
     /// [`Error::Write`].
     pub fn save(&mut self, known: &Partial) -> Result<()> {
         let failed = |source: io::Error| Error::Write { path: self.path.clone(), source };
-        let data = postcard::to_stdvec(known).map_err(|e| failed(io::Error::other(e)))?;
         let folder = self.path.parent().unwrap_or(Path::new("."));
         fs::create_dir_all(folder).map_err(failed)?;
-        files::write_atomic(&self.path, &[&Sha256::digest(&data)[..], &data].concat())?;
+        // As a stream: the statistics are large, and a copy of them in memory would be the peak of a conversion.
+        files::write_atomic_by(&self.path, |file| {
+            let hashed = Hashed { inner: BufWriter::new(file), hash: Sha256::new() };
+            let Hashed { mut inner, hash } = postcard::to_io(known, hashed).map_err(io::Error::other)?;
+            inner.write_all(&hash.finalize())?;
+            inner.flush()
+        })?;
         self.written = Some(Instant::now());
         make_room(folder, &self.path, LIMIT);
         Ok(())
+    }
+}
+
+/// Writes on, and hashes what it wrote.
+struct Hashed<W> {
+    inner: W,
+    hash: Sha256,
+}
+
+impl<W: Write> Write for Hashed<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.inner.write(bytes)?;
+        self.hash.update(&bytes[..count]);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
     }
 }
 

@@ -73,13 +73,21 @@ impl AsRef<[u8]> for Shared {
 /// # Errors
 /// [`Error::Write`]; the temporary file is removed and what was at `path` is untouched then.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_atomic_by(path, |f| f.write_all(bytes))
+}
+
+/// As [`write_atomic`], of what `fill` writes.
+///
+/// # Errors
+/// As [`write_atomic`], and those of `fill`.
+pub fn write_atomic_by(path: &Path, fill: impl FnOnce(&mut File) -> std::io::Result<()>) -> Result<()> {
     let write = |source| Error::Write { path: path.into(), source };
     check_output(path)?;
     let target = fs::canonicalize(path).unwrap_or_else(|_| path.into());
     let temporary = partial(&target);
     partials().push(temporary.clone());
     let result = File::create(&temporary)
-        .and_then(|mut f| f.write_all(bytes).and_then(|()| f.sync_all()))
+        .and_then(|mut f| fill(&mut f).and_then(|()| f.sync_all()))
         .and_then(|()| fs::rename(&temporary, &target));
     if result.is_err() {
         let _ = fs::remove_file(&temporary);

@@ -62,17 +62,17 @@ impl Search<'_> {
         let judged = |count: usize| {
             let float = order[..count].iter().map(|(l, _)| *l).chain(a.spared.iter().copied()).collect();
             let mixed = self.leaving(a, float, &bar)?;
-            Ok::<_, Error>((mixed.spared, mixed.graph, mixed.candidate.effect))
+            Ok::<_, Error>(mixed)
         };
         // The fewest: with more layers in float the effect does not get worse, but for luck on single pictures.
         let (mut low, mut high) = (0, order.len());
         let mut best = judged(high)?;
-        if !target.met(&best.2, float_top1) {
+        if !target.met(&best.candidate.effect, float_top1) {
             return Err(Error::Usage {
                 what: format!(
                     "the target is missed even with every layer in float: agreement {:.1} %, {:+.1} points",
-                    100.0 * best.2.agreement,
-                    100.0 * (best.2.top1 - float_top1)
+                    100.0 * best.candidate.effect.agreement,
+                    100.0 * (best.candidate.effect.top1 - float_top1)
                 ),
                 hint: "leave --max-drop and --min-agreement out, or ask for less".into(),
             });
@@ -80,14 +80,13 @@ impl Search<'_> {
         while high - low > 1 {
             let middle = low.midpoint(high);
             let tried = judged(middle)?;
-            if target.met(&tried.2, float_top1) {
+            if target.met(&tried.candidate.effect, float_top1) {
                 (high, best) = (middle, tried);
             } else {
                 low = middle;
             }
         }
         bar.finish_and_clear();
-        let (float, graph, effect) = best;
         let skipped = order[..high].iter().map(|(l, alone)| Skipped {
             name: a.layers[*l].name.clone(),
             reason: format!(
@@ -95,7 +94,8 @@ impl Search<'_> {
                 alone.mean_kl
             ),
         });
-        Ok(Mixed { graph, skipped: skipped.collect(), float, effect })
+        let (graph, effect) = (self.graph_of(&best)?, best.candidate.effect);
+        Ok(Mixed { graph, skipped: skipped.collect(), float: best.spared, effect })
     }
 
     /// Layers with what they do to the answers when nothing but them is quantized, the largest divergence first.
@@ -120,16 +120,15 @@ impl Search<'_> {
         let graph = self.partly(a, |l| !float.contains(&l))?;
         let effect = self.probes.judge(&graph, self.options, bar, f64::NEG_INFINITY)?;
         let candidate = Candidate { spared: float.len(), effect, ..a.candidate.clone() };
-        let (layers, recipe) = (a.layers.clone(), a.recipe.clone());
-        Ok(Attempt {
-            candidate,
-            graph,
-            float: a.float.clone(),
-            layers,
-            recipe,
-            spared: float,
-            statistics: a.statistics.clone(),
-        })
+        Ok(Attempt { candidate, spared: float, ..a.clone() })
+    }
+
+    /// The quantized graph of an attempt.
+    ///
+    /// # Errors
+    /// Those of writing it.
+    pub fn graph_of(&self, a: &Attempt) -> Result<Graph> {
+        self.partly(a, |l| !a.spared.contains(&l))
     }
 
     /// The attempt with only some layers in integers, the other weights in float16.

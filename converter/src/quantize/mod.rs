@@ -252,11 +252,14 @@ pub fn quantize(
     let alone = alone.into_iter().map(|(l, e)| (chosen.layers[l].name.clone(), e)).collect();
     let reason = "float16 weights: little work, but much of the noise".to_string();
     skipped.extend(chosen.spared.iter().map(|l| Skipped { name: layers[*l].name.clone(), reason: reason.clone() }));
-    let (mut graph, mut float) = (chosen.graph, chosen.spared);
-    if let Some(m) = mixed {
-        skipped.extend(m.skipped);
-        (graph, effect, float) = (m.graph, m.effect, m.float);
-    }
+    let (graph, float) = match mixed {
+        Some(m) => {
+            skipped.extend(m.skipped);
+            effect = m.effect;
+            (m.graph, m.float)
+        }
+        None => (search.graph_of(&chosen)?, chosen.spared),
+    };
     let mut i = 0..;
     layers.retain(|_| i.next().is_some_and(|i| !float.contains(&i)));
     Ok(Quantized { graph, activations, layers, skipped, candidates, effect: Some(effect), ground: chosen.float, alone })

@@ -66,12 +66,12 @@ impl<'a> Ground<'a> {
     }
 }
 
-/// A candidate and what it was made of.
+/// A candidate and what it was made of: the quantized graph itself is written again when it is needed, for there are many
+/// attempts and each would hold all weights.
+#[derive(Clone)]
 pub struct Attempt {
     /// What was done and how it went.
     pub candidate: Candidate,
-    /// The quantized graph.
-    pub graph: Graph,
     /// The float model that was quantized.
     pub float: Graph,
     /// Its layers.
@@ -168,15 +168,7 @@ impl Search<'_> {
 
     /// An attempt with another recipe.
     fn instead(&self, a: &Attempt, recipe: Recipe) -> Result<Attempt> {
-        let other = Attempt {
-            candidate: a.candidate.clone(),
-            graph: a.graph.clone(),
-            float: a.float.clone(),
-            layers: a.layers.clone(),
-            recipe,
-            spared: a.spared.clone(),
-            statistics: a.statistics.clone(),
-        };
+        let other = Attempt { recipe, ..a.clone() };
         let bar = progress::bar("judging by the logits", self.probes.inputs.len());
         let done = self.leaving(&other, a.spared.clone(), &bar);
         bar.finish_and_clear();
@@ -294,7 +286,7 @@ impl Search<'_> {
         };
         let (float, layers) = (ground.graph.clone().into_owned(), ground.layers.to_vec());
         let statistics = ground.statistics.clone();
-        Ok(Attempt { candidate, graph, float, layers, recipe, spared: BTreeSet::new(), statistics })
+        Ok(Attempt { candidate, float, layers, recipe, spared: BTreeSet::new(), statistics })
     }
 
     /// Compensated integers of every layer whose inputs are known and whose weight it has for itself. `noise` is the
@@ -304,7 +296,7 @@ impl Search<'_> {
         ground: &Ground<'_>,
         noise: impl Fn(&Layer) -> f64 + Sync,
         before: Before,
-    ) -> Result<BTreeMap<usize, Rounded>> {
+    ) -> Result<Arc<BTreeMap<usize, Rounded>>> {
         let mut uses: BTreeMap<&str, usize> = BTreeMap::new();
         let layers = &ground.layers;
         layers.iter().for_each(|l| *uses.entry(&l.weight).or_default() += 1);
@@ -324,7 +316,8 @@ impl Search<'_> {
         std::thread::scope(|s| (0..self.options.threads).for_each(|_| drop(s.spawn(work))));
         bar.finish_and_clear();
         let done = done.into_inner().expect("no worker panicked").into_iter();
-        done.filter_map(|(node, r)| r.map(|r| r.map(|r| (node, r))).transpose()).collect()
+        let rounded = done.filter_map(|(node, r)| r.map(|r| r.map(|r| (node, r))).transpose());
+        Ok(Arc::new(rounded.collect::<Result<_>>()?))
     }
 }
 

@@ -5,6 +5,7 @@ use super::number::{Affine, Weight, quantize_weight, symmetric};
 use super::round::Rounded;
 use half::f16;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use vedge_runtime::onnx::{DType, Graph, NodeProto, Uses, attr, elements, f32_tensor, shape_of, tensor, value_info};
 use vedge_runtime::{Error, Result};
 
@@ -21,7 +22,7 @@ pub struct Recipe {
     /// What biases gain beyond that, by index of the node.
     pub shifts: BTreeMap<usize, Vec<f32>>,
     /// Integers of layers and what their biases gain, by index of the node; the others' weights are rounded to the nearest.
-    pub rounded: BTreeMap<usize, Rounded>,
+    pub rounded: Arc<BTreeMap<usize, Rounded>>,
 }
 
 /// Quantizes layers in place: weights become int8 initializers behind a DequantizeLinear; activations with a range in
