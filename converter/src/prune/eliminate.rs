@@ -254,4 +254,53 @@ mod tests {
         let error = (y - x.dot(&w)).mapv(|v| v * v).sum() / 200.0;
         assert!(error < 1e-12 * total, "{error} of {total}");
     }
+
+    /// Gaussian elimination with row pivoting on [A | B], which shares nothing with the Cholesky factors above.
+    fn gauss(a: &Array2<f64>, b: &Array2<f64>) -> Array2<f64> {
+        let n = a.nrows();
+        let mut m = ndarray::concatenate(Axis(1), &[a.view(), b.view()]).unwrap();
+        for i in 0..n {
+            let pivot = (i..n).max_by(|&p, &q| m[[p, i]].abs().total_cmp(&m[[q, i]].abs())).unwrap();
+            for k in 0..m.ncols() {
+                m.swap([i, k], [pivot, k]);
+            }
+            let row = &m.row(i) / m[[i, i]];
+            for r in (0..n).filter(|&r| r != i) {
+                let factor = m[[r, i]];
+                m.row_mut(r).scaled_add(-factor, &row);
+            }
+            m.row_mut(i).assign(&row);
+        }
+        m.slice(s![.., n..]).to_owned()
+    }
+
+    /// Least squares on the samples themselves, [X_S 1]·[V; c] ≈ X·W, by its normal equations.
+    #[test]
+    fn the_repair_is_the_least_squares_fit_of_the_samples() {
+        let (x, dropped) = (inputs(), [3, 4, 5, 20, 39]);
+        let w = random(40, 6, 20);
+        let (mean, c) = moments(&x);
+        let (repaired, bias) = repair(&c, &mean, &w, &dropped, 0.0).unwrap();
+        let kept: Vec<usize> = (0..40).filter(|i| !dropped.contains(i)).collect();
+        let ones = Array2::ones((200, 1));
+        let design = ndarray::concatenate(Axis(1), &[x.select(Axis(1), &kept).view(), ones.view()]).unwrap();
+        let fit = gauss(&design.t().dot(&design), &design.t().dot(&x.dot(&w)));
+        for (k, &i) in kept.iter().enumerate() {
+            assert!((&repaired.row(i) - &fit.row(k)).iter().all(|d| d.abs() < 1e-7), "input {i}");
+        }
+        assert!((&bias - &fit.row(kept.len())).iter().all(|d| d.abs() < 1e-7), "{bias} {fit}");
+        assert!(dropped.iter().all(|&i| repaired.row(i).iter().all(|v| *v == 0.0)));
+    }
+
+    /// A head whose output never changes: the bias takes it over, and no weight that stays moves.
+    #[test]
+    fn a_head_with_constant_output_leaves_nothing_behind() {
+        let (mut x, head) = (inputs(), [8, 9, 10, 11, 12, 13, 14, 15]);
+        head.iter().for_each(|&j| x.column_mut(j).fill(0.25 * j as f64 - 2.0));
+        let w = random(40, 5, 21);
+        let (mean, c) = moments(&x);
+        let (repaired, bias) = repair(&c, &mean, &w, &head, RIDGE).unwrap();
+        let difference = x.dot(&w) - (x.dot(&repaired) + &bias);
+        assert!(difference.iter().all(|d| d.abs() < 1e-9), "{difference}");
+    }
 }
