@@ -4,7 +4,9 @@
 use ndarray::{Array3, ArrayD, Axis};
 use std::path::PathBuf;
 use vedge_runtime::model::card::{Channels, Filter, Fit, Preprocess};
-use vedge_runtime::preprocess::{Picture, decode_bytes, decode_file, to_tensor};
+use vedge_runtime::preprocess::{
+    Matrix, Picture, PixelFormat, Preprocessor, RawFrame, View, decode_bytes, decode_file, to_tensor,
+};
 
 fn reference(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/reference/pictures").join(name)
@@ -82,6 +84,32 @@ fn resizing_equals_pillow() {
             let (mean, most) = difference(&bytes(&got, &how), expected(&file).as_standard_layout().as_slice().unwrap());
             println!("{file}: mean {mean:.4}, largest {most}");
             assert!(mean <= 0.2 && most <= 2, "{file}: mean {mean}, largest {most}");
+        }
+    }
+}
+
+#[test]
+fn frames_of_luma_and_chroma_equal_pillow() {
+    let how = how(32, 40, Fit::Squash, Filter::Bicubic, Channels::Rgb);
+    for (name, format, bt709, full_range) in [
+        ("yuyv_601_limited", PixelFormat::Yuyv, false, false),
+        ("nv12_709_limited", PixelFormat::Nv12, true, false),
+        ("nv12_601_full", PixelFormat::Nv12, false, true),
+        ("uyvy_709_full", PixelFormat::Uyvy, true, true),
+    ] {
+        let raw = std::fs::read(reference(&format!("{name}.raw"))).unwrap();
+        let want = expected(&format!("{name}.npy"));
+        let mean_with = |matrix| {
+            let frame = RawFrame::new(format, (96, 64), 0, matrix, raw.clone());
+            let got = Preprocessor::new(how.clone(), View::default()).frame(&frame).unwrap();
+            difference(&bytes(&got, &how), want.as_standard_layout().as_slice().unwrap()).0
+        };
+        let mean = mean_with(Matrix { bt709, full_range });
+        println!("{name}: mean {mean:.3}");
+        assert!(mean <= 1.0, "{name}: mean {mean}");
+        for (bt709, full_range) in [(!bt709, full_range), (bt709, !full_range)] {
+            let other = mean_with(Matrix { bt709, full_range });
+            assert!(other > 2.0 * mean, "{name}: the wrong matrix or range does not show: {other} beside {mean}");
         }
     }
 }

@@ -4,6 +4,8 @@
 Needs pillow and numpy. Deterministic; run it again only to add cases, and commit what it writes.
   NAME.{png,jpg}   the picture           NAME.npy        uint8 [H, W, 3] by Image.open(NAME).convert("RGB")
   resize_*.npy     uint8 [H, W, 3]: photo.png resized (and cropped as torchvision does) by Pillow
+  FORMAT_MATRIX_RANGE.raw   a camera's frame, 96x64;  .npy  uint8 [32, 40, 3]: its chroma repeated for the pixels that share
+                            it, as RGB by the equations of ITU-R BT.601 or BT.709, resized by Pillow (bicubic)
 """
 import pathlib, struct, zlib
 import numpy as np
@@ -35,6 +37,32 @@ def keep(name, picture=None, **options):
     if picture is not None:
         picture.save(path, **options)
     np.save(path.with_suffix(".npy"), np.asarray(Image.open(path).convert("RGB")))
+
+
+def camera_frame(fourcc, matrix, full):
+    """A frame of luma and chroma, and what Pillow makes of it."""
+    kr, kb = {"601": (0.299, 0.114), "709": (0.2126, 0.0722)}[matrix]
+    black, luma, chroma = (0, 255, 255) if full else (16, 219, 224)
+    rgb = photo(96, 64) / 255
+    y = rgb @ [kr, 1 - kr - kb, kb]
+    u, v = (rgb[..., 2] - y) / (2 - 2 * kb), (rgb[..., 0] - y) / (2 - 2 * kr)
+    down = 2 if fourcc == "NV12" else 1
+    shared = lambda c: c.reshape(64 // down, down, 48, 2).mean((1, 3))
+    byte = lambda x: np.clip(np.round(x), 0, 255).astype(np.uint8)
+    y, u, v = byte(black + luma * y), byte(128 + chroma * shared(u)), byte(128 + chroma * shared(v))
+    if fourcc == "NV12":
+        data = y.tobytes() + np.stack([u, v], -1).tobytes()
+    else:
+        pairs = [y[:, ::2], u, y[:, 1::2], v]
+        data = np.stack([pairs["YUYV".index(c)] if c != "Y" else pairs[2 * (i > 1)] for i, c in enumerate(fourcc)], -1).tobytes()
+    y = (y.astype(float) - black) / luma
+    u, v = [(c.astype(float) - 128).repeat(down, 0).repeat(2, 1) / chroma for c in (u, v)]
+    r, b = y + (2 - 2 * kr) * v, y + (2 - 2 * kb) * u
+    g = (y - kr * r - kb * b) / (1 - kr - kb)
+    name = f"{fourcc.lower()}_{matrix}_{'full' if full else 'limited'}"
+    (HERE / f"{name}.raw").write_bytes(data)
+    picture = Image.fromarray(byte(255 * np.stack([r, g, b], -1)))
+    np.save(HERE / f"{name}.npy", np.asarray(picture.resize((40, 32), Image.BICUBIC)))
 
 
 def main():
@@ -75,6 +103,8 @@ def main():
             top, left = round((resized.height - side) / 2), round((resized.width - side) / 2)
             np.save(HERE / f"resize_crop_{name}_{side}.npy", np.asarray(resized)[top : top + side, left : left + side])
         np.save(HERE / f"resize_squash_{name}_48x40.npy", np.asarray(big.resize((48, 40), f)))
+    for fourcc, matrix, full in (("YUYV", "601", False), ("NV12", "709", False), ("NV12", "601", True), ("UYVY", "709", True)):
+        camera_frame(fourcc, matrix, full)
 
 
 main()
