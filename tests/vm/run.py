@@ -6,7 +6,7 @@ Boots Debian's arm64 kernel with the driver vivid under qemu-system-aarch64, pla
 node (tests/vm/feed), captures them from /dev/video0 with the board program, one pixel format after the other, and compares
 every label with the picture's class and with what the same program says here for the same picture from a file. A second
 camera, /dev/video2, has several planes a buffer and shows a test pattern, on which all formats must agree with the first
-camera; it loses frames, fails and is unplugged while the program runs, and comes back under another number. A third one,
+camera; it loses frames, the clock jumps, it fails and is unplugged while the program runs, and comes back under another number. A third one,
 /dev/video9 of the driver v4l2loopback, gives JPEG frames as webcams make them: without Huffman tables, with bytes after the
 end, cut off.
 """
@@ -50,6 +50,8 @@ JPEG_CASES = ["whole", "without Huffman tables", "bytes after the end", "every o
 PLANES = ["NV12", "NM12", "NM21", "YM12", "YUYV", "RGB3"]
 # What happens to that camera while the program runs: a control of vivid.
 FAULTS = ["Inject Fatal Streaming Error", "Disconnect"]
+# Meanwhile the clock is set years ahead, then years back.
+CLOCK = "clock jumps"
 # That camera is named so, unplugged, and plugged in again under this number.
 LINK = "/dev/v4l/by-id/camera"
 REPLUGS = [(LINK, 7), ("/dev/video7", 5)]
@@ -138,6 +140,14 @@ def job(cases):
     lines += ["echo @case losing frames", f"{once} '{uri}' --max-frames 12", "echo @status $?"]
     lines += ["echo @case wrong control", f"{once} '/dev/video2?ctrl.nonsense=1'", "echo @status $?"]
     uri = f"/dev/video2?{pattern}&ctrl.percentage_of_dropped_buffers=0"
+    lines += [
+        f"echo @case {CLOCK}",
+        f"{once} '{uri}' --top 1 --max-frames 40 >/tmp/out 2>&1 &",
+        "program=$!",
+        "for i in $(seq 60); do [ $(grep -c seq /tmp/out) -ge 3 ] && break; sleep 0.2; done",
+        "date -s '2031-01-01 00:00' >/dev/null; sleep 1; date -s '2001-01-01 00:00' >/dev/null",
+        "wait $program; status=$?; cat /tmp/out; echo @status $status",
+    ]
     for fault in FAULTS:
         lines += [
             f"echo @case {fault}",
@@ -233,6 +243,12 @@ def second_camera(found):
     wrong = found.get("wrong control", NOTHING)
     named = any("nonsense" in line and "error" in line for line in wrong["lines"])
     yield "wrong control", "" if wrong["status"] == 1 and named else f"status {wrong['status']}: {wrong['lines']}"
+    section = found.get(CLOCK, NOTHING)
+    answers = [answer(line) for line in section["lines"] if line.startswith("{")]
+    years = {a["t"][:4] for a in answers}
+    steady = all(0 < a["ms"]["latency"] < 5000 for a in answers) and not any("warning" in line for line in section["lines"])
+    good = section["status"] == 0 and len(answers) == 40 and {"2031", "2001"} <= years and steady
+    yield CLOCK, "" if good else f"status {section['status']}, {len(answers)} answers, years {years}, steady {steady}"
     for fault in FAULTS:
         section = found.get(fault, NOTHING)
         lost = any("trying again" in line for line in section["lines"])
