@@ -2,7 +2,8 @@
 
 Usage: peers.py --vedge VEDGE --run VEDGE_RUN --out FOLDER [--models NAME,...] [--limit N] [--calib N]
 
-Models: deit_nano, mobilevit_nano (shipped), swin_nano, vits14_imagenette (shared data, VEDGE_SHARED). Peers: ONNX Runtime
+Models: deit_nano, mobilevit_nano (shipped), swin_nano, vits14_imagenette (shared data, VEDGE_SHARED), and files that `others.py`
+made, by path: FOLDER/NAME.onnx with NAME.json beside it, on Fashion-MNIST or, where the name ends in _photo, Imagenette. Peers: ONNX Runtime
 static (min-max; percentile, its default) and dynamic, each with full-range and 7-bit weights, dynamic with convolutions in integers
 too, and NNCF (`nncf.quantize` on ONNX, transformer) where it is installed: `pip install nncf`, in an environment of its own. Peers
 run in ONNX Runtime with its default optimizations, as their users run them; ours in vedge-run. Our files are also run in ONNX Runtime
@@ -10,6 +11,7 @@ and, where it is installed, in OpenVINO, for their top-1 there. Writes FOLDER/pe
 """
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -24,6 +26,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests" / "reference"), str(ROOT / "models")]
+import fashion_mnist  # noqa: E402
 import parity  # noqa: E402
 from compare import agreement, sqnr  # noqa: E402
 from foreign import Reader  # noqa: E402
@@ -35,6 +38,42 @@ LAYERS = ["Conv", "MatMul", "Gemm"]
 def read_fashion(path):
     """A picture as a batch of one."""
     return parity.fashion_tensor(Image.open(path).convert("L"))[None]
+
+
+def reader(how, size):
+    """What reads a picture file as a batch of one, as a preprocessing file says: squashed, bilinear."""
+    mean, std = (np.float32(how[k])[:, None, None] for k in ("mean", "std"))
+
+    def read(path):
+        picture = Image.open(path).convert("RGB").resize((size, size), Image.BILINEAR)
+        return ((np.asarray(picture, np.float32).transpose(2, 0, 1) / np.float32(255) - mean) / std)[None]
+
+    return read
+
+
+def stranger(args, source):
+    """Pictures, reader and chunks of a model that is no part of this project."""
+    how = json.loads(source.with_suffix(".json").read_text())
+    read = reader(how, onnx.load(source).graph.input[0].type.tensor_type.shape.dim[2].dim_value)
+    if source.stem.endswith("_photo"):
+        data = Path(os.environ["VEDGE_SHARED"]) / "data" / "imagenette"
+        files = sorted((data / "val").glob("*/*"))[: args.limit]
+        whole = [(read(f), int(f.parent.name.split("_")[0])) for f in files]
+        return data / "calib", read, lambda: iter([(np.concatenate([x for x, _ in whole]), np.array([c for _, c in whole]))])
+    pictures, classes = fashion_mnist.load("test")
+
+    def chunks():
+        for i in range(0, min(args.limit, len(pictures)), 500):
+            yield np.concatenate([read(as_file(p)) for p in pictures[i : i + 500]]), classes[i : i + 500]
+
+    return ROOT / "models/fashion/calibration", read, chunks
+
+
+def as_file(pixels):
+    """A grey picture as the bytes of a file."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file
 
 
 def calibration(folder, count, read):
@@ -210,6 +249,12 @@ def main():
     rows = []
     for name in args.models.split(","):
         source = ROOT / "models" / f"{name}.onnx"
+        if name.endswith(".onnx"):
+            source = Path(name)
+            pictures, read, chunks = stranger(args, source)
+            rows += compare(args, source.stem, source, source.with_suffix(".json"), pictures, read, chunks)
+            write(args.out, rows)
+            continue
         if not source.exists():
             if not shared:
                 print(f"skipped: {name} is in the shared data (VEDGE_SHARED)", file=sys.stderr)
@@ -222,8 +267,13 @@ def main():
         else:
             how = ROOT / "models" / "fashion.json"
             rows += compare(args, name, source, how, ROOT / "models/fashion/calibration", read_fashion, lambda: parity.fashion(args.limit))
-        (args.out / "peers.json").write_text(json.dumps(rows, indent=1))
-        (args.out / "peers.md").write_text(markdown(rows))
+        write(args.out, rows)
+
+
+def write(out, rows):
+    """The record so far."""
+    (out / "peers.json").write_text(json.dumps(rows, indent=1))
+    (out / "peers.md").write_text(markdown(rows))
 
 
 if __name__ == "__main__":

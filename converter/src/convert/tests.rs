@@ -21,9 +21,16 @@ fn error(s: &Settings) -> Error {
 }
 
 #[test]
-fn the_same_input_gives_the_same_bytes() {
-    let bytes = || convert(&models().join("deit_nano.onnx"), &settings(10)).unwrap().graph.encode();
-    assert_eq!(bytes(), bytes());
+fn the_same_input_gives_the_same_bytes_with_any_number_of_threads() {
+    for model in ["deit_nano.onnx", "mobilevit_nano.onnx"] {
+        let bytes = |threads| {
+            let options = Options { threads, ..Options::default() };
+            convert(&models().join(model), &Settings { options, ..settings(10) }).unwrap().graph.encode()
+        };
+        let one = bytes(1);
+        assert!(one == bytes(1), "{model}: another file from the same input");
+        assert!(one == bytes(3), "{model}: another file with three threads");
+    }
 }
 
 #[test]
