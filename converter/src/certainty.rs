@@ -1,14 +1,13 @@
 //! How far a model's probabilities can be believed: its temperature (Guo et al. 2017, arXiv:1706.04599) and the edges of
-//! what it knows, both found on the calibration pictures, whose labels nothing else has used.
+//! what it knows, both found on the calibration pictures. Of their labels only `--max-drop` makes use besides.
 
-use crate::convert::load_picture;
+use crate::convert;
 use crate::evaluate::{best, distribution};
-use crate::progress;
 use vedge_calibration::Item;
 use vedge_runtime::classify::{energy, probabilities};
 use vedge_runtime::model::card::{Card, Certainty, FittedTo, Limits};
 use vedge_runtime::onnx::Graph;
-use vedge_runtime::{Options, Result, Session};
+use vedge_runtime::{Options, Result, bench};
 
 /// Share of the pictures beyond each limit.
 const BEYOND: f64 = 0.01;
@@ -37,17 +36,8 @@ pub struct Measured<'a> {
 /// # Errors
 /// Those of running the models.
 pub fn measure(m: &Measured<'_>, card: &Card, output: usize, options: &Options) -> Result<Option<Certainty>> {
-    let answers = |graph: &Graph| -> Result<Vec<Vec<f32>>> {
-        let mut session = Session::from_graph(graph.clone(), options)?;
-        let bar = progress::bar("fitting probabilities", m.items.len());
-        let mut answers = vec![];
-        for i in m.items {
-            let y = session.run(&[load_picture(&i.path, &card.preprocess)?])?;
-            answers.push(y[output].iter().copied().collect());
-            bar.inc(1);
-        }
-        bar.finish_and_clear();
-        Ok(answers)
+    let answers = |graph: &Graph| {
+        convert::answers("fitting probabilities", graph.clone(), m.items, &card.preprocess, output, options)
     };
     let (model, given) = (answers(m.model)?, card.output.kind == "probabilities");
     let classes = m.items.iter().map(|i| i.class).collect();
@@ -89,10 +79,10 @@ pub fn fit(answers: &[Vec<f32>], truth: &Truth, given: bool) -> Option<Certainty
         }
         Truth::Answers(_) => None,
     };
-    let confidences = at(temperature).map(|p| p[best(&p)]).collect();
+    let confidences = at(temperature).map(|p| p[best(&p)]);
     let limits = Limits {
         share: BEYOND as f32,
-        energy: (!given).then(|| quantile(answers.iter().map(|a| energy(a)).collect(), 1.0 - BEYOND)),
+        energy: (!given).then(|| quantile(answers.iter().map(|a| energy(a)), 1.0 - BEYOND)),
         confidence: quantile(confidences, BEYOND),
     };
     let fitted_to = match truth {
@@ -154,10 +144,11 @@ pub fn error(answers: impl Iterator<Item = (f64, bool)>) -> f64 {
     bins.iter().map(|(confidence, right)| (confidence - right).abs()).sum::<f64>() / f64::from(count.max(1))
 }
 
-/// The value below which that share lies, by nearest rank.
-fn quantile(mut values: Vec<f32>, share: f64) -> f32 {
-    values.sort_by(f32::total_cmp);
-    values[((share * values.len() as f64).ceil() as usize).clamp(1, values.len()) - 1]
+/// The value below which that share lies.
+fn quantile(values: impl Iterator<Item = f32>, share: f64) -> f32 {
+    let mut values: Vec<f64> = values.map(f64::from).collect();
+    values.sort_by(f64::total_cmp);
+    bench::percentile(&values, 100.0 * share) as f32
 }
 
 /// In words.

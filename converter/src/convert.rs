@@ -486,11 +486,26 @@ pub(crate) fn whole_answers(
     };
     let (height, width) = picture_size(&graph)?;
     let preprocess = Preprocess { height, width, ..preprocess.clone() };
+    answers("asking the whole model", graph, items, &preprocess, output, options)
+}
+
+/// What a model answers to each picture at the output of this index; `what` names the work on the progress bar.
+///
+/// # Errors
+/// Those of decoding the pictures and of running the model.
+pub(crate) fn answers(
+    what: &'static str,
+    graph: Graph,
+    items: &[Item],
+    preprocess: &Preprocess,
+    output: usize,
+    options: &Options,
+) -> Result<Vec<Vec<f32>>> {
     let mut session = Session::from_graph(graph, options)?;
-    let bar = progress::bar("asking the whole model", items.len());
+    let bar = progress::bar(what, items.len());
     let mut answers = vec![];
     for i in items {
-        let y = session.run(&[load_picture(&i.path, &preprocess)?])?;
+        let y = session.run(&[load_picture(&i.path, preprocess)?])?;
         answers.push(y[output].iter().copied().collect());
         bar.inc(1);
     }

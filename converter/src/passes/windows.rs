@@ -124,9 +124,8 @@ pub(super) fn find(g: &Graph, facts: &Facts) -> Blocks {
             blocks.ends.insert(join.last, (at, End::Join));
             blocks.replaced.extend(cut.nodes.iter().chain(&join.nodes));
             let (source, channels) = (cut.source, cut.channels);
-            let shifting = None;
             let (cut, made, joined) = (cut.windows, join.made, join.joined);
-            blocks.all.push(Block { source, cut, made, joined, channels, old, shifting });
+            blocks.all.push(Block { source, cut, made, joined, channels, old, shifting: None });
         } else {
             open = look.cut(i).map(|c| (i, c));
         }
@@ -272,7 +271,7 @@ impl Look<'_> {
         let whole = [&[1], &cut.map[..], &[channels]].concat();
         let (mut joined, mut last) = (n.output[0].clone(), transpose);
         let (i, reshape) = self.taker(&joined).filter(|(_, n)| n.op_type() == "Reshape")?;
-        (joined, last) = (reshape.output[0].clone(), if i > last { i } else { last });
+        (joined, last) = (reshape.output[0].clone(), last.max(i));
         nodes.push(i);
         // What padding added is cut off along each axis.
         while self.shape(&joined) != whole {
@@ -288,17 +287,14 @@ impl Look<'_> {
         while let [a, b] = *self.uses.consumers(&joined)
             && let Some(c) = self.g.nodes[a].output.first().and_then(|o| self.uses.only_consumer(o))
         {
-            let mut inside = vec![];
             let output = self.g.nodes[c].output[0].clone();
-            let users: Vec<usize> = self.uses.consumers(&output).to_vec();
-            let mut around = users;
+            let mut around = self.uses.consumers(&output).to_vec();
             let Some((from, axis, start)) = self.rotation(&output, &mut around) else { break };
-            inside.extend([a, b, c]);
             if from != joined || back[axis] != 0 {
                 break;
             }
             back[axis] = cut.map[axis] - start;
-            nodes.extend(inside);
+            nodes.extend([a, b, c]);
             (joined, last) = (output, c);
         }
         (back == cut.shift && self.shape(&joined) == whole).then_some(Join { made, joined, nodes, last })

@@ -197,8 +197,8 @@ pub struct Evidence {
 }
 
 /// Quantizes weights and, but for the `cpu` preset, activations. With pictures every way that the preset allows is
-/// tried, and the one whose logits are nearest to the float model's is taken; where it misses the target, the layers that
-/// cost most stay float.
+/// tried, and the one whose logits are nearest to the float model's is taken, or one of a hybrid that is good and faster; where
+/// it misses the target, the layers that cost most stay float.
 ///
 /// `card` is any card of this model: candidates are run with it.
 ///
@@ -272,15 +272,14 @@ pub fn quantize(
 fn rank(tried: &mut [Attempt]) {
     let sqnr = |a: &Attempt| a.candidate.effect.sqnr;
     tried.sort_by(|a, b| sqnr(b).total_cmp(&sqnr(a)));
-    let hybrid = tried[0].layers.iter().any(|l| l.class == "depthwise conv");
-    let fast = |a: &Attempt| a.candidate.activations == Activations::Static && a.spared.is_empty();
-    if let Some(at) = tried.iter().position(|a| hybrid && fast(a) && sqnr(a) >= GOOD_DB) {
-        return tried[..=at].rotate_right(1);
-    }
     let least = sqnr(&tried[0]) - MEANINGFUL_DB;
-    let portable = |a: &Attempt| a.candidate.activations == Activations::Static && sqnr(a) >= least;
+    let hybrid = tried[0].layers.iter().any(|l| l.class == "depthwise conv");
+    let is_static = |a: &Attempt| a.candidate.activations == Activations::Static;
+    let fast = |a: &Attempt| hybrid && is_static(a) && a.spared.is_empty() && sqnr(a) >= GOOD_DB;
+    let portable = |a: &Attempt| is_static(a) && sqnr(a) >= least;
     let everywhere = |a: &Attempt| portable(a) && a.candidate.symmetric == a.candidate.ranges;
-    if let Some(at) = tried.iter().position(everywhere).or_else(|| tried.iter().position(portable)) {
+    let first = |which: &dyn Fn(&Attempt) -> bool| tried.iter().position(which);
+    if let Some(at) = first(&fast).or_else(|| first(&everywhere)).or_else(|| first(&portable)) {
         tried[..=at].rotate_right(1);
     }
 }
