@@ -6,7 +6,7 @@ mod stages;
 
 pub use report::{Report, Totals};
 
-use crate::classify::Classifier;
+use crate::classify::{Classifier, Scores};
 use crate::decide::{Decider, Rules};
 use crate::error::{Error, Result};
 use crate::model::card::Card;
@@ -62,8 +62,9 @@ impl Model {
     fn answer(&mut self, prepared: Prepared, decider: &mut Decider, k: usize) -> Result<Answer> {
         let Prepared { frame, tensor, captured, preprocess } = prepared;
         let start = Instant::now();
+        let distance = self.classifier.distance(&tensor);
         let outputs = self.session.run(&[tensor])?;
-        let scores = self.classifier.read(&outputs)?;
+        let scores = Scores { distance, ..self.classifier.read(&outputs)? };
         let infer = start.elapsed();
         let events = decider.update(frame.at, &scores, &self.classifier);
         Ok(Answer {
@@ -77,6 +78,7 @@ impl Model {
             latency: frame.at.elapsed(),
             top: self.classifier.top(&scores.probabilities, k),
             energy: scores.energy,
+            distance: scores.distance,
             unknown: decider.unknown(&scores),
             state: decider.state().map(|i| self.classifier.label(i)),
             events,
