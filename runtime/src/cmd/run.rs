@@ -252,6 +252,9 @@ fn describe(s: &Summary) -> String {
     if s.unsent > 0 {
         text += &format!(", {} answers not written because their reader was slow", s.unsent);
     }
+    if s.unkept > 0 {
+        text += &format!(", {} frames not kept because they could not be written", s.unkept);
+    }
     if s.failed > 0 {
         let files = if s.failed == 1 { "file" } else { "files" };
         text += &format!(", {} {files} could not be read as pictures", s.failed);

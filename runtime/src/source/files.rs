@@ -54,6 +54,10 @@ impl FrameSource for Files {
         self.described.clone()
     }
 
+    fn patience(&self) -> Duration {
+        Duration::from_secs(60) + self.pace.as_ref().map_or(Duration::ZERO, Pace::period)
+    }
+
     fn is_live(&self) -> bool {
         self.pace.is_some()
     }

@@ -111,6 +111,11 @@ pub trait FrameSource: Send {
     /// Whether frames come by themselves and may be dropped when they are not taken in time.
     fn is_live(&self) -> bool;
 
+    /// How long [`Self::next`] or [`Self::reopen`] may take: beyond it what they wait for, such as a driver, hangs.
+    fn patience(&self) -> Duration {
+        Duration::from_secs(60)
+    }
+
     /// How many frames there are in all, where that is known.
     fn frames(&self) -> Option<usize> {
         None

@@ -27,6 +27,11 @@ impl Pace {
         Pace { fps, start: None, next: 0 }
     }
 
+    /// From frame to frame.
+    pub fn period(&self) -> Duration {
+        Duration::from_secs_f64(1.0 / self.fps)
+    }
+
     /// Waits for the next frame's time; how many frames' times have passed that nobody waited for.
     pub fn wait(&mut self) -> u64 {
         let start = *self.start.get_or_insert_with(Instant::now);
@@ -77,6 +82,10 @@ impl FrameSource for Synthetic {
 
     fn describe(&self) -> String {
         format!("test pattern {}x{} at {} frames a second", self.width, self.height, self.fps)
+    }
+
+    fn patience(&self) -> Duration {
+        Duration::from_secs(60) + self.pace.period()
     }
 
     fn is_live(&self) -> bool {

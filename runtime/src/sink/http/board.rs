@@ -141,6 +141,7 @@ impl Board {
             ("events_total", "Classes that came or went.", &t.events),
             ("source_lost_total", "Times that the source failed.", &t.lost),
             ("answers_unsent_total", "Answers that a slow sink did not get.", &t.unsent),
+            ("frames_unkept_total", "Frames to be kept that could not be written.", &t.unkept),
         ];
         for (name, help, value) in counters {
             one(name, "counter", help, value.load(Relaxed) as f64);
