@@ -90,6 +90,61 @@ fn labels_that_are_not_the_models_are_not_believed() -> Result<()> {
     Ok(())
 }
 
+/// The calibration pictures of this parity, in a folder of their own.
+fn half(dir: &Path, parity: usize) -> Result<PathBuf> {
+    for (n, item) in Dataset::open(&models().join("fashion/calibration"), None)?.items.iter().enumerate() {
+        let class = item.path.parent().and_then(Path::file_name).context("a class folder")?;
+        let place = dir.join(class);
+        std::fs::create_dir_all(&place)?;
+        if n % 2 == parity {
+            std::fs::copy(&item.path, place.join(item.path.file_name().context("a name")?))?;
+        }
+    }
+    Ok(dir.into())
+}
+
+/// Temperature and limits are fitted on the pictures whose ranges the integers have. Here against pictures that told no ranges,
+/// with the float model, which has none, for what two different halves of the pictures make.
+#[test]
+fn ranges_from_the_same_pictures_hardly_move_certainty() -> Result<()> {
+    let (first, second) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    let halves = [half(first.path(), 0)?, half(second.path(), 1)?];
+    for model in ["deit_nano.onnx", "mobilevit_nano.onnx"] {
+        let preprocess = Some(models().join("fashion.json").display().to_string());
+        let calibration = Some(Pictures { dir: halves[0].clone(), count: 100 });
+        let settings = Settings { calibration, preprocess, precision: Precision::Int8, ..Settings::default() };
+        let done = convert(&models().join(model), &settings)?;
+        let fitted = |graph: &vedge_runtime::onnx::Graph, half: &Path| -> Result<Certainty> {
+            let mut session = Session::from_graph(graph.clone(), &Options::default())?;
+            let (mut answers, mut classes) = (vec![], vec![]);
+            for item in Dataset::open(half, None)?.items {
+                let tensor = to_tensor(&decode_file(&item.path)?, &done.card.preprocess)?;
+                answers.push(session.run(&[tensor])?[done.output].iter().copied().collect());
+                classes.push(item.class);
+            }
+            certainty::fit(&answers, &certainty::Truth::Classes(classes), false).context("a temperature")
+        };
+        let moved = |of: &dyn Fn(&Certainty) -> f32| -> Result<[f32; 4]> {
+            let [a, b] = [&halves[0], &halves[1]];
+            let (int8, float) = (&done.graph, &done.source);
+            Ok([of(&fitted(int8, a)?), of(&fitted(int8, b)?), of(&fitted(float, a)?), of(&fitted(float, b)?)])
+        };
+        let temperature = moved(&|c| c.temperature)?;
+        let energy = moved(&|c| c.limits.energy.unwrap_or(f32::NAN))?;
+        let confidence = moved(&|c| c.limits.confidence)?;
+        println!("{model}: INT8 on the pictures of its ranges, on others; float on these and those:");
+        println!("  temperature {temperature:.3?}, energy {energy:.3?}, confidence {confidence:.3?}");
+        // what the ranges do is what is left when the halves' own difference is taken away
+        let [a, b, c, d] = temperature;
+        assert!(((a / b) / (c / d)).ln().abs() < 0.03, "{model}: temperatures {temperature:?}");
+        let [a, b, c, d] = energy;
+        assert!(((a - b) - (c - d)).abs() < 0.25, "{model}: energies {energy:?}");
+        let [a, b, c, d] = confidence;
+        assert!(((a - b) - (c - d)).abs() < 0.03, "{model}: confidences {confidence:?}");
+    }
+    Ok(())
+}
+
 /// Pictures of values between 0 and 255 that depend on a seed and the place.
 fn drawn(seeds: u32, size: usize, grey: impl Fn(&mut dyn FnMut() -> f32, usize, usize) -> f32) -> Vec<Picture> {
     let one = |seed: u32| {

@@ -2,10 +2,10 @@
 //! a rate, as a camera would.
 
 use super::synthetic::Pace;
-use super::{Frame, FrameSource, Pixels, uri};
+use super::{Frame, FrameSource, PATIENCE, Pixels, uri};
 use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Extensions taken from a folder; a file that is named itself, or by a pattern, may have any.
 const EXTENSIONS: [&str; 3] = ["jpg", "jpeg", "png"];
@@ -55,7 +55,7 @@ impl FrameSource for Files {
     }
 
     fn patience(&self) -> Duration {
-        Duration::from_secs(60) + self.pace.as_ref().map_or(Duration::ZERO, Pace::period)
+        PATIENCE + self.pace.as_ref().map_or(Duration::ZERO, Pace::period)
     }
 
     fn is_live(&self) -> bool {

@@ -15,6 +15,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 pub use uri::Uri;
 
+/// How long a call of a source may take that is not told to wait for a while.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Quality of JPEG pictures made of frames that are none yet.
 const JPEG_QUALITY: u8 = 85;
 
@@ -113,7 +115,7 @@ pub trait FrameSource: Send {
 
     /// How long [`Self::next`] or [`Self::reopen`] may take: beyond it what they wait for, such as a driver, hangs.
     fn patience(&self) -> Duration {
-        Duration::from_secs(60)
+        PATIENCE
     }
 
     /// How many frames there are in all, where that is known.

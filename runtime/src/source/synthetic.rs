@@ -1,6 +1,6 @@
 //! A moving test pattern: no camera needed.
 
-use super::{Frame, FrameSource, Pixels, uri};
+use super::{Frame, FrameSource, PATIENCE, Pixels, uri};
 use crate::error::Result;
 use crate::preprocess::Picture;
 use std::time::{Duration, Instant};
@@ -85,7 +85,7 @@ impl FrameSource for Synthetic {
     }
 
     fn patience(&self) -> Duration {
-        Duration::from_secs(60) + self.pace.period()
+        PATIENCE + self.pace.period()
     }
 
     fn is_live(&self) -> bool {
