@@ -257,6 +257,26 @@ fn wrong_usage() {
 }
 
 #[test]
+fn outputs_and_rules_that_do_not_fit() {
+    let model = model().to_string_lossy().into_owned();
+    let short = file("token", b"short\n").to_string_lossy().into_owned();
+    let with =
+        |name: &str, options: &[&str]| refused(name, &[&[model.as_str(), "synthetic://32x32"], options].concat());
+    with("page_for_others", &["--http", "0.0.0.0:0"]);
+    with("page_for_others_without_a_token", &["--http", "0.0.0.0:0", "--http-remote"]);
+    with("short_token", &["--http", "0.0.0.0:0", "--http-remote", "--http-token", &short]);
+    with("user_without_password", &["--mqtt", "mqtt://cam@127.0.0.1/here"]);
+    with("password_in_the_address", &["--mqtt", "mqtt://cam:secret@127.0.0.1/here"]);
+    with("authorities_without_tls", &["--mqtt", "mqtt://127.0.0.1/here", "--mqtt-ca", &short]);
+    with("rule_of_recordings", &["--record", &work().join("kept").to_string_lossy(), "--record-when", "p>0.5"]);
+    with("no_limits_in_the_card", &["--unknown", "auto"]);
+    with("no_looks_in_the_card", &["--max-distance", "3"]);
+    with("threshold_of_no_label", &["--threshold", "Cat=0.5"]);
+    with("region_outside", &["--region", "0,0,64x64"]);
+    with("turned_by_little", &["--rotate", "45"]);
+}
+
+#[test]
 fn max_frames_ends_an_endless_source() {
     let output =
         vedge_run(&[model().as_os_str(), "synthetic://32x32".as_ref()]).args(["--max-frames", "3"]).output().unwrap();

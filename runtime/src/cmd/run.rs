@@ -252,6 +252,9 @@ fn describe(s: &Summary) -> String {
     if s.unsent > 0 {
         text += &format!(", {} answers not written because their reader was slow", s.unsent);
     }
+    if s.events_lost > 0 {
+        text += &format!(", {} events lost: a reader was slow for too long", s.events_lost);
+    }
     if s.unkept > 0 {
         text += &format!(", {} frames not kept because they could not be written", s.unkept);
     }

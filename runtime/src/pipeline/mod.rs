@@ -151,6 +151,8 @@ pub struct Summary {
     pub failed: u64,
     /// Answers that a slow sink did not get.
     pub unsent: u64,
+    /// Events that a sink never got.
+    pub events_lost: u64,
     /// Frames to be kept that could not be written.
     pub unkept: u64,
     /// From the first frame to the end.
@@ -218,7 +220,8 @@ pub fn run(
     let count = |n: &std::sync::atomic::AtomicU64| n.load(Relaxed);
     let (answers, dropped) = (count(&totals.answers), count(&totals.dropped));
     let (failed, unsent, unkept) = (count(&totals.failed), count(&totals.unsent), count(&totals.unkept));
-    Ok(Summary { answers, dropped, failed, unsent, unkept, elapsed })
+    let events_lost = count(&totals.events_lost);
+    Ok(Summary { answers, dropped, failed, unsent, events_lost, unkept, elapsed })
 }
 
 /// What the threads before the model give.

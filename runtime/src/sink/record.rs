@@ -187,7 +187,7 @@ mod tests {
     }
 
     /// A recorder, and what it tells.
-    fn record(dir: &Path, most: u64, totals: &Arc<Totals>) -> (Record, std::sync::mpsc::Receiver<String>) {
+    fn recorder(dir: &Path, most: u64, totals: &Arc<Totals>) -> (Record, std::sync::mpsc::Receiver<String>) {
         let (send, told) = std::sync::mpsc::channel();
         let tell = Box::new(move |text: &str| send.send(text.into()).unwrap());
         (Record::new(dir, When::Change, most, Arc::clone(totals), tell).unwrap(), told)
@@ -196,7 +196,7 @@ mod tests {
     #[test]
     fn what_cannot_be_written_is_counted_and_told_once_and_costs_nothing_that_is_there() {
         let (dir, totals) = (tempfile::tempdir().unwrap(), Arc::<Totals>::default());
-        let (mut record, told) = record(dir.path(), 1 << 20, &totals);
+        let (mut record, told) = recorder(dir.path(), 1 << 20, &totals);
         record.put(&frame(1, true)).unwrap();
         let before = files(dir.path());
         // where their answers would be written is a folder: the pictures are taken away again
@@ -218,12 +218,12 @@ mod tests {
     fn matching_frames_within_bounds() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("other.jpg"), vec![0; 5000]).unwrap();
-        let mut record = record(dir.path(), 8000, &Arc::default()).0;
+        let (mut record, _) = recorder(dir.path(), 8000, &Arc::default());
         for seq in 0..20 {
             record.put(&frame(seq, seq % 2 == 1)).unwrap();
         }
         // the same folder again: what is there counts, the oldest go first
-        let mut record = record(dir.path(), 8000, &Arc::default()).0;
+        let (mut record, _) = recorder(dir.path(), 8000, &Arc::default());
         record.put(&frame(21, true)).unwrap();
         let names = files(dir.path());
         let size: u64 = names.iter().skip(1).map(|n| dir.path().join(n).metadata().unwrap().len()).sum();
