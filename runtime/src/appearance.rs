@@ -21,9 +21,11 @@ pub fn count(height: usize, width: usize) -> usize {
 pub fn of(tensor: &ArrayD<f32>, how: &Preprocess) -> Vec<f32> {
     let (mut height, mut width) = (how.height, how.width);
     let mut grey = vec![0.0; height * width];
-    let values: Vec<f32> = tensor.iter().copied().collect();
+    let tensor = tensor.as_standard_layout();
+    let values = tensor.as_slice().unwrap_or_default();
     for ((channel, mean), std) in values.chunks_exact(height * width).zip(how.mean).zip(how.std) {
-        grey.iter_mut().zip(channel).for_each(|(g, v)| *g += (v * std + mean) / 3.0);
+        let (mean, std) = (mean / 3.0, std / 3.0);
+        grey.iter_mut().zip(channel).for_each(|(g, v)| *g += v * std + mean);
     }
     let mut found = vec![grey.iter().sum::<f32>() / grey.len().max(1) as f32];
     while height.min(width) >= 2 {

@@ -286,6 +286,17 @@ fn max_frames_ends_an_endless_source() {
     assert!(lines[0].get("source").is_none());
 }
 
+#[test]
+fn latencies_are_reported_every_so_often() {
+    let output = vedge_run(&[model().as_os_str(), "synthetic://32x32?fps=50".as_ref()])
+        .args(["--max-frames", "120", "--report", "1"])
+        .output()
+        .unwrap();
+    let told = told(&output);
+    let reports: Vec<&str> = told.lines().filter(|l| l.contains("latency p50 ") && l.contains(" p99 ")).collect();
+    assert!(output.status.success() && reports.len() >= 2 && reports[0].contains(" frames in 1 s"), "{told}");
+}
+
 /// Starts an endless run and waits for its second line.
 fn streaming() -> (Child, BufReader<std::process::ChildStdout>) {
     let mut child = vedge_run(&[model().as_os_str(), "synthetic://32x32?fps=100".as_ref()]).spawn().unwrap();
