@@ -104,11 +104,6 @@ impl Classifier {
         self.probabilities
     }
 
-    /// Whether the card tells how calibration pictures looked.
-    pub fn knows_looks(&self) -> bool {
-        self.looks.is_some()
-    }
-
     #[cfg(test)]
     pub(crate) fn for_tests(labels: &[&str]) -> Classifier {
         let labels = labels.iter().map(ToString::to_string).collect();

@@ -98,13 +98,6 @@ impl Decider {
         if rules.max_energy.is_some() && classifier.gives_probabilities() {
             return Err(usage("an energy limit needs logits, the model gives probabilities".into(), "use a threshold"));
         }
-        if rules.max_distance.is_some() && !classifier.knows_looks() {
-            let hint = "convert it again, with pictures: vedge convert MODEL --calib DIR";
-            return Err(usage(
-                "a limit of distance needs a card that tells how calibration pictures looked".into(),
-                hint,
-            ));
-        }
         Ok(Decider { rules, thresholds: vec![], smoothed: vec![], last: None, state: None })
     }
 

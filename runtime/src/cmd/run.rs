@@ -154,8 +154,15 @@ impl Decide {
         let mut rules = Rules { smooth: self.smooth, hysteresis: self.hysteresis, ..Rules::default() };
         (rules.max_energy, rules.min_confidence) = (self.max_energy, self.min_confidence);
         rules.max_distance = self.max_distance;
+        let limits = card.certainty.as_ref().map(|c| &c.limits);
+        if self.max_distance.is_some() && limits.is_none_or(|l| l.looks.is_none()) {
+            return Err(Error::Usage {
+                what: "--max-distance: the model's card does not tell how its calibration pictures looked".into(),
+                hint: "convert it again, with pictures: vedge convert MODEL --calib DIR".into(),
+            });
+        }
         if self.unknown == Unknown::Auto {
-            let limits = card.certainty.as_ref().map(|c| &c.limits).ok_or_else(|| Error::Usage {
+            let limits = limits.ok_or_else(|| Error::Usage {
                 what: "--unknown auto: the model's card has no limits".into(),
                 hint: "convert it with pictures (vedge convert --calib DIR), or give --min-confidence".into(),
             })?;
