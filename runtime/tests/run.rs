@@ -424,7 +424,9 @@ fn a_disk_that_fills_up_while_recording_stops_nothing_and_costs_nothing() {
     let (told, out) = (told(&ended), String::from_utf8_lossy(&ended.stdout));
     assert!(ended.status.success() && out.starts_with("mine\nother\n"), "{out}{told}");
     // told when it begins and when it ends, not for each frame; counted; what was kept before is there whole, in pairs
-    assert_eq!(told.matches("warning: a frame is not kept: cannot write").count(), told.matches("kept again").count());
+    let (full, again) =
+        (told.matches("warning: a frame is not kept: cannot write").count(), told.matches("kept again").count());
+    assert!(again >= 1 && (again..=again + 1).contains(&full), "{told}");
     assert!(told.contains("No space left") && told.contains(" frames not kept because"), "{told}");
     let kept: usize = out.lines().nth(2).unwrap().parse().unwrap();
     assert!(kept >= 4 && kept % 2 == 0, "{out}");
