@@ -140,7 +140,8 @@ fn ranges_from_the_same_pictures_hardly_move_certainty() -> Result<()> {
         let [a, b, c, d] = energy;
         assert!(((a - b) - (c - d)).abs() < 0.25, "{model}: energies {energy:?}");
         let [a, b, c, d] = confidence;
-        assert!(((a - b) - (c - d)).abs() < 0.03, "{model}: confidences {confidence:?}");
+        // of a hundred pictures this is what the model says of one
+        assert!(((a - b) - (c - d)).abs() < 0.05, "{model}: confidences {confidence:?}");
     }
     Ok(())
 }
