@@ -11,6 +11,7 @@ pub static KERNELS: Kernels = Kernels {
     flip: 0,
     tile_i8,
     panel_i8,
+    pairs: false,
     tile_f32,
     tile_i16: None,
     rows: ROWS,
@@ -55,7 +56,7 @@ pub unsafe fn panel_i8_of<const FMA: bool>(
         let (mut sums, mut out) = ([[0; NR]; MR_I8], [[0.; NR]; MR_I8]);
         // SAFETY: the caller's contract.
         unsafe { tile(&pointers, job.panel, &mut sums) };
-        rows::rescale::<FMA>(&sums, quants, job, &mut out);
+        rows::rescale::<FMA>(&sums, &quants, job, &mut out);
         rows::activate_integers::<FMA>(job.activation, out.as_flattened_mut());
         // SAFETY: the caller's contract.
         unsafe { rows::write(&out, &target) };

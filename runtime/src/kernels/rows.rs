@@ -47,6 +47,15 @@ pub struct RowQuant {
     pub zero: i32,
 }
 
+/// How the rows of a job were quantized.
+#[derive(Clone, Copy, Debug)]
+pub enum Quants<'a> {
+    /// All alike: the zero point's share and the scale are the same for each row of a panel, found once.
+    Shared(RowQuant),
+    /// Each by itself; [`MR_I8`] a tile.
+    Each(&'a [RowQuant]),
+}
+
 /// Where a tile's finished rows go: `out[row · stride + column]`, after adding the same element of the residual.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {

@@ -145,7 +145,9 @@ fn panels_finish_their_rows() {
                 stored[m * one.row_bytes()] = (value(m) + 100) as u8 ^ kernels.flip;
             }
             let zero = if kernels.flip == 0 { 100 } else { 100 - 128 };
-            let quants = vec![RowQuant { scale: 0.05, zero }; padded];
+            let quant = RowQuant { scale: 0.05, zero };
+            let each = vec![quant; padded];
+            for quants in [Quants::Shared(quant), Quants::Each(&each)] {
             for (activation, reference, bound) in [
                 (Activation::None, (|x| x) as fn(f64) -> f64, 1e-5),
                 (Activation::Relu, |x: f64| x.max(0.), 1e-5),
@@ -157,9 +159,10 @@ fn panels_finish_their_rows() {
                 let job = PanelJob {
                     rows: stored.as_ptr(),
                     stride: one.row_bytes(),
-                    quants: &quants,
+                    quants,
                     panel: &one.panels[0],
                     bias: &[0.25; NR],
+                    second: None,
                     activation,
                     target: Target {
                         out: out.as_mut_ptr(),
@@ -184,6 +187,7 @@ fn panels_finish_their_rows() {
                         assert!(error < bound + at as f64 * 1e-7, "{} {activation:?} of {x}: {error:e}", kernels.name);
                     }
                 }
+            }
             }
         }
     }
