@@ -1,5 +1,6 @@
 //! A linear layer over rows: normalize, quantize, multiply, finish, in one pass over blocks of rows.
 
+use super::requantize::{Grid, Table};
 use super::rows::{Activation, Norm, Quants, RowQuant, Target};
 use super::{F32Weights, I8Weights, Kernels, MR_F32, MR_I8, NR, PanelJob, room};
 use crate::exec::Exec;
@@ -56,10 +57,23 @@ pub struct Linear {
     pub bias: Vec<[f32; NR]>,
     /// Function after the bias.
     pub activation: Activation,
+    /// What follows, in this order; where there is something, the residual is added by its [`Step::Residual`].
+    pub then: Vec<Step>,
+}
+
+/// What happens to finished rows, in files that round to integers between operators.
+#[derive(Clone, Debug)]
+pub enum Step {
+    /// Rounding.
+    Round(Grid),
+    /// Rounding and an element-wise function.
+    Table(Table),
+    /// Adding the residual.
+    Residual,
 }
 
 /// Rows handled at once: their quantized form stays in the L1 or L2 cache; a multiple of both tile heights.
-const BLOCK: usize = 48;
+const BLOCK: usize = 72;
 
 #[derive(Default)]
 struct Scratch {
@@ -202,6 +216,7 @@ impl Linear {
                 normed
             }
         };
+        let added = residual.filter(|_| self.then.is_empty());
         match &self.weights {
             Weights::I8(weights, _) => {
                 quantize_rows(kernels, x, k, quant, weights, &mut s.bytes, &mut s.wide, &mut s.quants);
@@ -210,9 +225,20 @@ impl Linear {
                     _ => Quants::Each(&s.quants),
                 };
                 let rows = Rows { bytes: &s.bytes, wide: &s.wide, quants };
-                self.integer_block(kernels, weights, &rows, residual, out);
+                self.integer_block(kernels, weights, &rows, added, out);
             }
-            Weights::F32(_) => self.float_block(kernels, x, residual, out),
+            Weights::F32(_) => self.float_block(kernels, x, added, out),
+        }
+        for step in &self.then {
+            match step {
+                Step::Round(grid) => grid.round(kernels, out),
+                Step::Table(table) => table.apply(kernels, out),
+                Step::Residual => {
+                    let residual = residual.expect("a residual for its step");
+                    // SAFETY: `kernels` came from `available`.
+                    unsafe { (kernels.rows.add)(out, residual) };
+                }
+            }
         }
     }
 

@@ -155,6 +155,11 @@ impl PanelJob<'_> {
     }
 }
 
+/// erf(x), absolute error below 5e-7.
+pub fn erf(x: f32) -> f32 {
+    math::erf::<false>(x)
+}
+
 impl Kernels {
     /// LayerNorm of one row.
     pub fn layer_norm(&self, norm: &Norm, x: &[f32], out: &mut [f32]) {

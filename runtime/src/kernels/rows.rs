@@ -3,6 +3,7 @@
 
 use super::depthwise::DepthwiseRow;
 use super::math::{self, fma};
+use super::requantize::Grid;
 use super::{MR_I8, NR, PanelJob, TileF32, TileI8};
 
 /// LayerNorm's parameters, `[k]` each.
@@ -103,6 +104,8 @@ pub struct RowFns {
     pub finish_f32: unsafe fn(sums: &mut TileF32, bias: &[f32; NR], activation: Activation, target: &Target),
     /// Applies an activation in place.
     pub activate: unsafe fn(activation: Activation, x: &mut [f32]),
+    /// `scale · clamp(round(x · factor / scale), low, high)` in place, ties to even; NaN becomes the lowest.
+    pub round: unsafe fn(x: &mut [f32], factor: f32, grid: Grid),
     /// x[i] = x[i] + y[i].
     pub add: unsafe fn(x: &mut [f32], y: &[f32]),
     /// `exp(scale · x − largest)` of the first `n` values in place, those after them any value; returns the factor
@@ -348,6 +351,18 @@ pub unsafe fn write(tile: &[[f32; NR]], t: &Target) {
                 }
             }
         }
+    }
+}
+
+/// Adding and taking it off again rounds numbers below 2²² to integers.
+const ROUND: f32 = 12_582_912.;
+
+#[inline(always)]
+pub fn round(x: &mut [f32], factor: f32, grid: Grid) {
+    let steps = factor / grid.scale;
+    for v in x {
+        let q = smaller(larger(grid.low, *v * steps), grid.high);
+        *v = ((q + ROUND) - ROUND) * grid.scale;
     }
 }
 
