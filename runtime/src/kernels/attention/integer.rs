@@ -27,7 +27,8 @@ const MOST_KEYS: usize = 2048;
 /// Returns false, having written nothing, where the CPU has no such tile or a value is not finite.
 pub fn run(head: &Head, out: &Output, s: &mut Scratch, scores: &mut [f32]) -> bool {
     let a = head.attention;
-    let Some(tile_i16) = head.kernels.tile_i16.filter(|_| a.grids.probabilities.is_none() || a.keys <= MOST_KEYS) else {
+    let Some(tile_i16) = head.kernels.tile_i16.filter(|_| a.grids.probabilities.is_none() || a.keys <= MOST_KEYS)
+    else {
         return false;
     };
     let (nq, nk, pairs) = (a.queries, a.keys, a.dim.div_ceil(2));

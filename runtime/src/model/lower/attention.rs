@@ -218,8 +218,23 @@ fn find(g: &Graph, uses: &Uses, softmax: usize) -> Option<Found> {
         inputs.push(name);
         inputs.len() - 1
     });
-    let attention =
-        Attention { batch, heads, queries, keys, dim, dim_v, q, k, v, scale, biases, key_bias, out, grids, integer: false };
+    let attention = Attention {
+        batch,
+        heads,
+        queries,
+        keys,
+        dim,
+        dim_v,
+        q,
+        k,
+        v,
+        scale,
+        biases,
+        key_bias,
+        out,
+        grids,
+        integer: false,
+    };
     Some(Found { nodes, attention, inputs, output })
 }
 

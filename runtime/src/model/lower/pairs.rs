@@ -26,7 +26,8 @@ impl Pair {
         let quantize = uses.producer(g.nodes[dequantize].input_name(0))?;
         let q = &g.nodes[quantize];
         let of = |n| Parameters::of(g, n);
-        let parameters = of(q).filter(|p| q.op_type() == "QuantizeLinear" && of(&g.nodes[dequantize]).as_ref() == Some(p))?;
+        let parameters =
+            of(q).filter(|p| q.op_type() == "QuantizeLinear" && of(&g.nodes[dequantize]).as_ref() == Some(p))?;
         let (low, high) = parameters.range()?;
         let grid = Grid {
             scale: parameters.scale,
