@@ -10,7 +10,7 @@ use std::io;
 use std::mem::transmute;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -99,7 +99,12 @@ impl Pool {
     /// # Panics
     /// When `body` does, after all threads have left it.
     pub fn run(&self, count: usize, body: &(dyn Fn(usize) + Sync)) {
-        let Some(_turn) = self.turn.try_lock().ok().filter(|_| count > 1) else { return (0..count).for_each(body) };
+        let turn = match self.turn.try_lock() {
+            // A loop that panicked has ended all the same.
+            Err(TryLockError::Poisoned(turn)) => Some(turn.into_inner()),
+            turn => turn.ok(),
+        };
+        let Some(_turn) = turn.filter(|_| count > 1) else { return (0..count).for_each(body) };
         let shared = &*self.shared;
         // SAFETY: only the lifetime changes; `run` returns when nobody can reach it any more.
         let body = unsafe { transmute::<&(dyn Fn(usize) + Sync), *const (dyn Fn(usize) + Sync)>(body) };
@@ -211,6 +216,7 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashSet;
 
     #[test]
     fn each_index_is_taken_once() {
@@ -255,11 +261,13 @@ mod tests {
         for bad in [0, 7] {
             let result = catch_unwind(AssertUnwindSafe(|| pool.run(8, &|i| assert_ne!(i, bad))));
             assert!(result.is_err());
-            let count = AtomicUsize::new(0);
+            let threads = Mutex::new(HashSet::new());
             pool.run(8, &|_| {
-                count.fetch_add(1, Ordering::Relaxed);
+                lock(&threads).insert(thread::current().id());
+                // Long enough for the others to wake and join.
+                thread::sleep(Duration::from_millis(20));
             });
-            assert_eq!(count.into_inner(), 8);
+            assert!(lock(&threads).len() > 1, "the pool's threads no longer take part");
         }
     }
 }
