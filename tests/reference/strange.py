@@ -94,9 +94,8 @@ def main():
         folders[kind] = args.work / str(number)
         folders[kind].mkdir(parents=True)
         for n, picture in enumerate(pictures):
-            if not isinstance(picture, Image.Image):
-                picture = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
-            picture.save(folders[kind] / f"{n:03}.png")
+            array = np.clip(np.asarray(picture), 0, 255).astype(np.uint8)
+            Image.fromarray(array).save(folders[kind] / f"{n:03}.png")
 
     found = {kind: [] for kind in folders}
     for model in args.models:
