@@ -113,9 +113,12 @@ pub(super) fn space(source: &Path, graph: &Graph, settings: &Settings) -> Result
         space.merges = [5, 3, 2].map(|part| (tokens / part / blocks).max(1)).to_vec();
         space.merges.dedup();
     }
-    for (kind, shares) in [(Kind::Neurons, &mut space.neurons), (Kind::Heads, &mut space.heads)] {
+    // Small models, whose MLPs are wider than what they learnt, lose most of them without harm.
+    for (kind, percent, shares) in
+        [(Kind::Neurons, &[10, 20, 40, 80][..], &mut space.neurons), (Kind::Heads, &[10, 20, 30], &mut space.heads)]
+    {
         if !unit::find(graph, kind).0.is_empty() {
-            *shares = vec![10, 20, 40];
+            *shares = percent.to_vec();
         }
     }
     Ok(space)

@@ -16,7 +16,7 @@ pub use latency::{Latency, Table};
 pub use plan::{Plan, Space};
 
 use crate::convert::{Converted, Precision, Settings, answers, convert, float, held_out, sha256, whole_answers};
-use crate::quantize::Effect;
+use crate::quantize::{Effect, Target};
 use crate::{passes, progress, prune};
 use judged::{Judge, Known, top1};
 use latency::Subject;
@@ -159,7 +159,9 @@ pub fn take(source: &Path, settings: &Settings, found: &mut Found) -> Result<Con
         let mut settings = settings_of(plan, &found.prices, settings);
         // The drop is the search's to keep to; layers in float would cost the time that it saved.
         settings.target.max_drop = None;
-        settings.calibrator = settings.calibrator.filter(|_| plan.precision == Precision::Int8);
+        if plan.precision != Precision::Int8 {
+            (settings.target, settings.calibrator) = (Target::default(), None);
+        }
         convert(source, &settings)
     };
     let done = make(found.plan())?;

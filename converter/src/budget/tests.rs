@@ -75,6 +75,7 @@ fn the_pareto_set_is_drawn() {
 mod on_a_model {
     use super::*;
     use crate::convert::Pictures;
+    use crate::quantize::Preset;
     use std::collections::BTreeMap;
 
     fn models() -> PathBuf {
@@ -83,9 +84,10 @@ mod on_a_model {
 
     fn settings(cache: Option<&Path>) -> Settings {
         Settings {
-            calibration: Some(Pictures { dir: models().join("fashion/calibration"), count: 40 }),
+            calibration: Some(Pictures { dir: models().join("fashion/calibration"), count: 32 }),
             preprocess: Some(models().join("fashion.json").display().to_string()),
             judges: Some(usize::MAX),
+            preset: Preset::Cpu,
             cache: cache.map(Path::to_path_buf),
             ..Settings::default()
         }

@@ -37,6 +37,9 @@ impl Pass for Freeze {
 /// Heights and widths that pictures may have.
 const SIZES: std::ops::RangeInclusive<usize> = 1..=8192;
 
+/// Sizes at which models are exported most often, where nothing but trying tells which one it was.
+const USUAL: [usize; 10] = [224, 256, 384, 192, 320, 288, 512, 128, 64, 32];
+
 /// The size that a graph was exported at.
 fn exported(graph: &Graph) -> Option<Size> {
     match graph.inputs.first()?.dims()?[..] {
@@ -93,15 +96,16 @@ fn freeze(graph: &mut Graph, cx: &Context) -> Result<PassReport> {
             size
         }
         (None, Some(size)) => {
-            // Where the graph takes any size but its positions do not, it is frozen at theirs and goes on from there; so it is
-            // with other patches, for positions are interpolated once.
+            // Where the input takes any size but constants of the graph do not, it is frozen at theirs and goes on from there;
+            // so it is with other patches, for positions are interpolated once.
             let first = if patch.is_some() { own(graph) } else { None };
             match first.map_or_else(|| fix(graph, size).map(|()| size), Ok) {
                 Ok(from) => from,
                 Err(misfit) => {
-                    let size = own(graph).ok_or_else(|| not_at(size, &misfit))?;
-                    how = format!(", positions are for {}x{}", size.0, size.1);
-                    size
+                    let usual = |graph: &mut Graph| USUAL.map(|s| (s, s)).into_iter().find(|&s| fix(graph, s).is_ok());
+                    let from = own(graph).or_else(|| usual(graph)).ok_or_else(|| not_at(size, &misfit))?;
+                    how = format!(", its constants are for {}x{}", from.0, from.1);
+                    from
                 }
             }
         }

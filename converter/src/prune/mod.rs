@@ -36,8 +36,8 @@ impl Request {
     pub fn check(&self, pictures: bool) -> Result<()> {
         let shares = [self.heads, self.neurons];
         let usage = |what: &str, hint: &str| Err(Error::Usage { what: what.into(), hint: hint.into() });
-        if shares.iter().flatten().any(|p| !(0.0..=80.0).contains(p)) {
-            return usage("pruning takes 0 to 80 percent", "start with --prune-mlp 20 or --prune-heads 10");
+        if shares.iter().flatten().any(|p| !(0.0..=90.0).contains(p)) {
+            return usage("pruning takes 0 to 90 percent", "start with --prune-mlp 20 or --prune-heads 10");
         }
         let asked = shares.iter().any(Option::is_some);
         if asked && !pictures {
@@ -90,7 +90,7 @@ pub struct Pruned {
 
 /// Pictures on which the effect of a removal on the logits is measured.
 const PROBES: usize = 16;
-/// No layer loses more than this share.
+/// No layer loses more than this share, or a little more than was asked for.
 const MOST: f64 = 0.85;
 
 /// Prunes a prepared float graph: heads first, then neurons of what is left. Layers lose most where it costs least for the
@@ -281,7 +281,7 @@ impl<'a> Ranked<'a> {
             64..256 => 4,
             _ => 16,
         };
-        let most = (share * 3.0).min(MOST) * unit.groups as f64;
+        let most = (share * 3.0).min(MOST.max(share + 0.05)) * unit.groups as f64;
         let mut left: Vec<usize> = (0..unit.groups).collect();
         let mut order = vec![];
         while left.len() > together && (order.len() * together) as f64 + together as f64 <= most.max(together as f64) {
