@@ -6,7 +6,7 @@ shrink.py --vedge VEDGE --run VEDGE_RUN --work FOLDER [--rounds N] --source MODE
           --data FOLDER [--calib-count N] NAME=OPTIONS ...
 
 With --judged the rows that the project judges itself by: ViT-S/14 on Imagenette (SHARED/models, SHARED/data), the nano models on
-Fashion-MNIST (Debian's dataset-fashion-mnist; 2,000 training pictures calibrate, the 10,000 test pictures are asked).
+Fashion-MNIST (Debian's dataset-fashion-mnist; 2,000 of 3,000 training pictures calibrate, the 10,000 test pictures are asked).
 
 Each NAME=OPTIONS is a conversion with these options of `vedge convert`, such as 'merged=--merge-tokens 18'; plain INT8 is
 made with --preset cpu as all of them are. Accuracy is measured on all pictures of --data, times on one thread in turns with
@@ -81,7 +81,7 @@ def judged(args):
             data = args.judged / "data" / "imagenette"
             table(args, source, "imagenet", data / "calib", 128, data / "val", models)
         else:
-            calib = fashion(args.work / "fashion-calibration", "train", 200)
+            calib = fashion(args.work / "fashion-calibration", "train", 300)
             data = fashion(args.work / "fashion-test", "test", 1000)
             table(args, source, ROOT / "models/fashion.json", calib, 2000, data, models)
 

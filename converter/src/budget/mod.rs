@@ -286,6 +286,7 @@ impl<'a> Search<'a> {
         let made = plans.map(|p| (p.key(), candidate::stand_in(self.source, self.settings, &p)));
         let classes = candidate::classes(&self.graph).into_iter();
         let halves = classes.map(|(key, units)| (key, candidate::without_half(self.source, self.settings, &units)));
+        std::fs::create_dir_all(folder).map_err(|source| Error::Write { path: folder.into(), source })?;
         let mut count = 0;
         for (key, graph) in made.chain(halves) {
             match graph {

@@ -76,7 +76,7 @@ fn freeze(graph: &mut Graph, cx: &Context) -> Result<PassReport> {
     let (dtype, dims) = picture(graph)?;
     let declared = exported(graph);
     let (wanted, patch) = (cx.options.size, cx.options.patch);
-    if let Some(size) = wanted.or(declared).filter(|&s| patch.is_some() || declared != Some(s)) {
+    if let Some(size) = wanted.filter(|&s| declared != Some(s)) {
         fits_patches(graph, size, patch)?;
     }
     let fix = |graph: &mut Graph, size: Size| {
@@ -117,6 +117,7 @@ fn freeze(graph: &mut Graph, cx: &Context) -> Result<PassReport> {
     };
     let size = wanted.unwrap_or(from);
     if size != from || patch.is_some() {
+        fits_patches(graph, size, patch)?;
         fold::Fold.run(graph, cx)?;
         let done = resize(graph, size, patch)?;
         if size != from {
