@@ -155,7 +155,7 @@ fn prepared(source: &Graph, unknown: &[(usize, Error)], converted: bool, a: &Arg
     if converted && unknown.is_empty() {
         return Prepared { graph, preparation: vec![], refused: None };
     }
-    match passes::prepare(&mut graph, &Prepare { size: a.size }) {
+    match passes::prepare(&mut graph, &Prepare { size: a.size, ..Prepare::default() }) {
         Ok(reports) => {
             let changes = reports.iter().filter(|r| r.changes > 0);
             let preparation = changes.map(|r| format!("{}: {}", r.pass, r.line)).collect();
