@@ -10,7 +10,7 @@ mod widening;
 use super::depthwise::DepthwiseRow;
 use super::generic::row_fns;
 use super::rows::{self, Activation, ChannelScale, Norm, RowFns, Target};
-use super::{Kernels, Layout, MR_I8, NR, PanelJob, Quants, RowQuant, TileF32, TileI8};
+use super::{Kernels, Layout, MR_I8, NR, PanelJob, RowQuant, TileF32, TileI8};
 use std::arch::aarch64::*;
 
 const PLAIN: Kernels = Kernels {
@@ -68,43 +68,19 @@ fn store(sums: &Sums<MR_I8>, tile: &mut TileI8) {
 /// See [`Kernels::panel_i8`].
 #[inline(always)]
 unsafe fn finish<const M: usize>(sums: &Sums<M>, quants: &[RowQuant; M], job: &PanelJob, target: &Target) {
-    // Straight to the output, where nothing but an addition is left to do.
-    let direct = job.activation == Activation::None && target.columns == NR;
     let mut out = [[0f32; NR]; M];
     for n in 0..VECTORS {
-        // SAFETY: the panel, the bias and the rows hold NR columns; the target by contract.
+        // SAFETY: the panel, the bias and the rows hold NR columns.
         unsafe {
             let sum = vld1q_s32(job.panel.sum.as_ptr().add(4 * n));
             let weight = vld1q_f32(job.panel.scale.as_ptr().add(4 * n));
             let bias = vld1q_f32(job.bias.as_ptr().add(4 * n));
-            let mut store = |m: usize, mut y: float32x4_t| {
-                if !direct {
-                    return vst1q_f32(out[m].as_mut_ptr().add(4 * n), y);
-                }
-                if m < target.rows {
-                    let at = m * target.stride + 4 * n;
-                    if !target.residual.is_null() {
-                        y = vaddq_f32(y, vld1q_f32(target.residual.add(at)));
-                    }
-                    vst1q_f32(target.out.add(at), y);
-                }
-            };
-            if let Quants::Shared(RowQuant { scale, zero }) = job.quants {
-                let (offset, factor) = (vmulq_n_s32(sum, -zero), vmulq_n_f32(weight, scale));
-                for m in 0..M {
-                    store(m, vfmaq_f32(bias, vcvtq_f32_s32(vaddq_s32(sums[m][n], offset)), factor));
-                }
-            } else {
-                for m in 0..M {
-                    let RowQuant { scale, zero } = quants[m];
-                    let exact = vcvtq_f32_s32(vmlsq_n_s32(sums[m][n], sum, zero));
-                    store(m, vfmaq_f32(bias, exact, vmulq_n_f32(weight, scale)));
-                }
+            for m in 0..M {
+                let RowQuant { scale, zero } = quants[m];
+                let exact = vcvtq_f32_s32(vmlsq_n_s32(sums[m][n], sum, zero));
+                vst1q_f32(out[m].as_mut_ptr().add(4 * n), vfmaq_f32(bias, exact, vmulq_n_f32(weight, scale)));
             }
         }
-    }
-    if direct {
-        return;
     }
     if job.activation != Activation::None {
         rows::activate_integers::<true>(job.activation, out.as_flattened_mut());
