@@ -1,7 +1,7 @@
 //! Each refinement where it helps, and where it stays off.
 
 use super::super::tests::{card, empty, noise};
-use super::super::{Evidence, Preset, Probes, Quantized, Wish, quantize};
+use super::super::{Evidence, Preset, Probes, Quantized, Rounding, Wish, quantize};
 use ndarray::ArrayD;
 use vedge_calibration::{Partial, Tap, View, collect};
 use vedge_runtime::onnx::{DType, Graph, NodeProto, attr, f32_tensor, value_info};
@@ -81,6 +81,26 @@ fn linear_of(
     let picture = |seed: u64| ArrayD::from_shape_vec(vec![1, 40, 64], rows(seed)).unwrap();
     let tap = Tap { views: views.to_vec(), ..Tap::range("x") };
     quantized(&g, (1..13).map(picture).collect(), &[tap], preset)
+}
+
+/// The correction that rounding makes for the mean of the inputs.
+#[test]
+fn a_bias_is_added_where_inputs_have_a_mean_and_none_where_they_have_not() {
+    let done = |mean: f32| {
+        // Each row comes with its opposite, so that without `mean` the mean is zero exactly.
+        let rows = |seed: u64| {
+            let half = noise(5000 * seed, 20 * 64);
+            half.iter().copied().chain(half.iter().map(|v| -v)).map(|v| mean + 0.1 * v).collect()
+        };
+        linear_of(Preset::Cpu, &[View::Rows], rows, |_, w| w)
+    };
+    let best = |d: &Quantized, r: Rounding| {
+        d.candidates.iter().filter(|c| c.rounding == r).map(|c| c.effect.sqnr).fold(f64::MIN, f64::max)
+    };
+    let with = done(1.0);
+    assert!(best(&with, Rounding::Compensated) > best(&with, Rounding::Nearest) + 3.0, "{:?}", with.candidates);
+    let added = |d: &Quantized| d.graph.nodes.iter().filter(|n| n.op_type() == "Add").count();
+    assert_eq!((added(&with), added(&done(0.0))), (1, 0));
 }
 
 #[test]
