@@ -104,7 +104,7 @@ fn evaluate(g: &Graph, n: &NodeProto, known: &HashMap<&str, Vec<f32>>) -> Option
         Some(values) => Some(values.clone()),
         None => g.const_scalar(n.input_name(slot)).map(|v| vec![v; 256]),
     };
-    // Integers stand for themselves between the two.
+    // Between QuantizeLinear and DequantizeLinear values are integers.
     let (x, scalar) = (input(0)?, |slot: usize| g.const_scalar(n.input_name(slot)));
     let one = |f: &dyn Fn(f32) -> f32| Some(x.iter().map(|&v| f(v)).collect());
     let two = |f: &dyn Fn(f32, f32) -> f32| Some(x.iter().zip(input(1)?).map(|(&a, b)| f(a, b)).collect());
@@ -136,7 +136,8 @@ fn evaluate(g: &Graph, n: &NodeProto, known: &HashMap<&str, Vec<f32>>) -> Option
         }
         "HardSwish" => one(&|v| v * (v / 6. + 0.5).clamp(0., 1.)),
         "Clip" => {
-            let (low, high) = (scalar(1).unwrap_or(f32::MIN), scalar(2).unwrap_or(f32::MAX));
+            let bound = |slot: usize, none: f32| if n.input_name(slot).is_empty() { Some(none) } else { scalar(slot) };
+            let (low, high) = (bound(1, f32::MIN)?, bound(2, f32::MAX)?);
             one(&|v| v.max(low).min(high))
         }
         _ => None,
