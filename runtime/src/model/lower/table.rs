@@ -1,11 +1,12 @@
 //! Element-wise functions of 8-bit values, as files spell them that quantize every operator: chains (a GELU of five
 //! operators) with rounding in between. All that such a chain can give is 256 values.
 
-use super::pairs::origin;
+use super::constant::Parameters;
+use super::pairs::{is_move, origin};
 use super::{Fused, Lowered, Rewrites};
 use crate::kernels::erf;
 use crate::kernels::requantize::Table;
-use crate::onnx::{DType, Graph, NodeProto, Uses};
+use crate::onnx::{Graph, NodeProto, Uses};
 use std::collections::{HashMap, HashSet};
 
 pub fn run(l: &mut Lowered) {
@@ -29,15 +30,11 @@ struct Found {
 
 /// What is computed of `x` alone, element by element, up to a value that everything else reads.
 fn find(g: &Graph, uses: &Uses, r: &Rewrites, x: &str) -> Option<Found> {
-    if uses.consumers(x).iter().any(|&i| moves(&g.nodes[i])) {
+    if uses.consumers(x).iter().any(|&i| is_move(&g.nodes[i])) {
         return None;
     }
     let pair = origin(g, uses, x)?;
-    let zero = match pair.parameters.dtype {
-        DType::Uint8 => pair.parameters.zero as u8,
-        DType::Int8 => (pair.parameters.zero + 128) as u8,
-        _ => return None,
-    };
+    let zero = pair.parameters.byte()?;
     let scale = pair.parameters.scale;
     let start: Vec<f32> = (0..256).map(|place| (place - i32::from(zero)) as f32 * scale).collect();
     // Values that depend on x alone, and the nodes that compute them.
@@ -74,10 +71,6 @@ fn find(g: &Graph, uses: &Uses, r: &Rewrites, x: &str) -> Option<Found> {
     })
 }
 
-fn moves(n: &NodeProto) -> bool {
-    n.domain().is_empty() && crate::model::qdq::MOVES.contains(&n.op_type())
-}
-
 fn pop_first(waiting: &mut Vec<usize>) -> Option<usize> {
     let at = waiting.iter().enumerate().min_by_key(|(_, node)| **node)?.0;
     Some(waiting.swap_remove(at))
@@ -110,12 +103,12 @@ fn evaluate(g: &Graph, n: &NodeProto, known: &HashMap<&str, Vec<f32>>) -> Option
     let two = |f: &dyn Fn(f32, f32) -> f32| Some(x.iter().zip(input(1)?).map(|(&a, b)| f(a, b)).collect());
     match n.op_type() {
         "QuantizeLinear" => {
-            let p = super::constant::Parameters::of(g, n)?;
+            let p = Parameters::of(g, n)?;
             let (low, high) = p.range()?;
             one(&|v| ((v / p.scale).round_ties_even() + p.zero as f32).clamp(low as f32, high as f32))
         }
         "DequantizeLinear" => {
-            let p = super::constant::Parameters::of(g, n)?;
+            let p = Parameters::of(g, n)?;
             one(&|v| (v - p.zero as f32) * p.scale)
         }
         "Add" => two(&|a, b| a + b),
