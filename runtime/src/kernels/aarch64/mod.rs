@@ -2,6 +2,7 @@
 //! (`i8mm`: A510, A710, Neoverse N2), whichever the CPU has. The instructions that intrinsics do not reach on stable Rust
 //! are assembly that names its extension: an assembler that cannot make them fails the build.
 
+mod bytes;
 mod float;
 mod matrix;
 mod sdot;
@@ -22,7 +23,13 @@ const PLAIN: Kernels = Kernels {
     pairs: false,
     tile_f32: float::tile,
     tile_i16: None,
-    rows: ROWS,
+    rows: RowFns {
+        quantize: bytes::quantize,
+        codes: bytes::codes,
+        lookup: bytes::lookup,
+        lookup_sum: bytes::lookup_sum,
+        ..ROWS
+    },
 };
 static NEON: Kernels = PLAIN;
 static DOTPROD: Kernels = Kernels { name: "neon-dotprod", tile_i8: sdot::tile, panel_i8: sdot::panel, ..PLAIN };

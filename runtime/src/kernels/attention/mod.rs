@@ -1,13 +1,16 @@
 //! Scaled dot-product attention, one head at a time: no matrix of all tokens × all tokens is ever stored.
 
+mod bytes;
 mod float;
-mod integer;
+mod words;
 
 use super::requantize::Grid;
 use super::rows::LANES;
 use super::{Kernels, MR_F32, NR};
 use crate::exec::{Exec, Scattered};
 use std::cell::RefCell;
+
+pub use bytes::Bytes;
 
 /// A tensor `[batch][head][token][dim]` inside a larger one: element offset and strides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,14 +65,27 @@ pub struct Attention {
     pub out: [usize; 4],
     /// Where a file rounds to 8-bit integers on the way.
     pub grids: Grids,
-    /// Multiply in 16-bit integers where the CPU does that faster; q, k and v then are rounded to 12 bits or more of
+    /// What it computes in.
+    pub arithmetic: Arithmetic,
+}
+
+/// What the two products are computed in.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Arithmetic {
+    /// 32-bit floats.
+    Float,
+    /// 16-bit integers where the CPU has [such a tile](Kernels::tile_i16); q, k and v are rounded to 12 bits or more of
     /// their largest value in the head, probabilities to 11 or more of the largest in the row.
-    pub integer: bool,
+    Words,
+    /// 8-bit integers, to which the file rounds on the way.
+    Bytes(Box<Bytes>),
 }
 
 /// Rounding between the operators that attention is made of.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Grids {
+    /// What q, k and v are multiples of as they come.
+    pub inputs: [Option<Grid>; 3],
     /// Of queries times a factor.
     pub q: Option<(f32, Grid)>,
     /// Of keys times a factor.
@@ -84,8 +100,9 @@ pub struct Grids {
 
 #[derive(Default)]
 struct Scratch {
+    bytes: bytes::Scratch,
     float: float::Scratch,
-    integer: integer::Scratch,
+    words: words::Scratch,
     scores: Vec<f32>,
 }
 
@@ -123,9 +140,12 @@ impl Attention {
     }
 
     fn head(&self, kernels: &Kernels, inputs: &[&[f32]], b: usize, h: usize, out: &Output, s: &mut Scratch) {
-        s.scores.resize(MR_F32 * self.keys.next_multiple_of(NR), 0.);
         let head = Head { attention: self, kernels, inputs, b, h };
-        let done = self.integer && integer::run(&head, out, &mut s.integer, &mut s.scores);
+        if let Arithmetic::Bytes(bytes) = &self.arithmetic {
+            return bytes.run(&head, out, &mut s.bytes);
+        }
+        s.scores.resize(MR_F32 * self.keys.next_multiple_of(NR), 0.);
+        let done = self.arithmetic == Arithmetic::Words && words::run(&head, out, &mut s.words, &mut s.scores);
         if !done {
             float::run(&head, out, &mut s.float, &mut s.scores);
         }
@@ -185,7 +205,7 @@ impl Head<'_> {
     }
 
     /// Writes the output of the queries from `m` on, columns of v from `column` on, each row times its factor.
-    fn write(&self, out: &Output, m: usize, column: usize, tile: &[[f32; NR]; MR_F32], factors: &[f32; MR_F32]) {
+    fn write(&self, out: &Output, m: usize, column: usize, tile: &[[f32; NR]], factors: &[f32]) {
         let a = self.attention;
         let columns = NR.min(a.dim_v - column);
         for (i, (tile, factor)) in tile.iter().zip(factors).enumerate().take(a.queries - m) {

@@ -49,7 +49,7 @@ pub fn lower(graph: Graph, kernels: &Kernels, per_token: bool) -> Result<Lowered
     conv::join_bottlenecks(&mut l);
     linear::absorb_norms(&mut l);
     linear::join_pairs(&mut l);
-    attention::choose_integers(&mut l, kernels);
+    attention::choose_arithmetic(&mut l, kernels);
     Ok(l)
 }
 
