@@ -11,7 +11,7 @@ mod widening;
 use super::depthwise::DepthwiseRow;
 use super::generic::row_fns;
 use super::rows::{self, Activation, ChannelScale, Norm, RowFns, Target};
-use super::{Kernels, Layout, MR_I8, NR, PanelJob, RowQuant, TileF32, TileI8};
+use super::{Kernels, Layout, MR_I8, NR, PanelJob, Quants, RowQuant, TileF32, TileI8};
 use std::arch::aarch64::*;
 
 const PLAIN: Kernels = Kernels {
@@ -68,32 +68,74 @@ fn store(sums: &Sums<MR_I8>, tile: &mut TileI8) {
     }
 }
 
-/// Turns the sums of rows into outputs: takes off the zero point's share, scales, adds the bias, applies the activation,
-/// adds the residual.
+/// Turns the sums of `M` rows from row `m` on into outputs: takes off the zero point's share, scales, adds the bias, applies
+/// the activation, adds the residual.
 ///
 /// # Safety
-/// See [`Kernels::panel_i8`].
+/// See [`Kernels::panel_i8`]; there must be `M` padded rows from `m` on.
 #[inline(always)]
-unsafe fn finish<const M: usize>(sums: &Sums<M>, quants: &[RowQuant; M], job: &PanelJob, target: &Target) {
-    let mut out = [[0f32; NR]; M];
-    for n in 0..VECTORS {
-        // SAFETY: the panel, the bias and the rows hold NR columns.
+unsafe fn finish<const M: usize>(sums: &Sums<M>, m: usize, job: &PanelJob, target: &Target) {
+    // Where nothing is left to do but to store.
+    let direct = job.activation == Activation::None && target.rows >= M && target.columns == NR;
+    let mut out;
+    let stored = if direct {
+        *target
+    } else {
+        out = [[0f32; NR]; M];
+        Target { out: out.as_mut_ptr().cast(), residual: std::ptr::null(), stride: NR, ..*target }
+    };
+    // Two vectors at a time, so that what all rows need fits beside the sums.
+    for n in (0..VECTORS).step_by(2) {
+        // SAFETY: the panel, the bias and rows of the target hold NR columns.
         unsafe {
-            let sum = vld1q_s32(job.panel.sum.as_ptr().add(4 * n));
-            let weight = vld1q_f32(job.panel.scale.as_ptr().add(4 * n));
-            let bias = vld1q_f32(job.bias.as_ptr().add(4 * n));
-            for m in 0..M {
-                let RowQuant { scale, zero } = quants[m];
-                let exact = vcvtq_f32_s32(vmlsq_n_s32(sums[m][n], sum, zero));
-                vst1q_f32(out[m].as_mut_ptr().add(4 * n), vfmaq_f32(bias, exact, vmulq_n_f32(weight, scale)));
+            let at = [4 * n, 4 * n + 4];
+            let sum = at.map(|c| vld1q_s32(job.panel.sum.as_ptr().add(c)));
+            let weight = at.map(|c| vld1q_f32(job.panel.scale.as_ptr().add(c)));
+            let bias = at.map(|c| vld1q_f32(job.bias.as_ptr().add(c)));
+            match job.quants {
+                Quants::Shared(RowQuant { scale, zero }) => {
+                    let share = sum.map(|s| vmulq_n_s32(s, zero));
+                    let factor = weight.map(|w| vmulq_n_f32(w, scale));
+                    for i in 0..M {
+                        let of = |v: usize| vcvtq_f32_s32(vsubq_s32(sums[i][n + v], share[v]));
+                        store_two([0, 1].map(|v| vfmaq_f32(bias[v], of(v), factor[v])), &stored, i, n);
+                    }
+                }
+                Quants::Each(quants) => {
+                    for i in 0..M {
+                        let RowQuant { scale, zero } = *quants.get_unchecked(m + i);
+                        let of = |v: usize| vcvtq_f32_s32(vmlsq_n_s32(sums[i][n + v], sum[v], zero));
+                        let factor = weight.map(|w| vmulq_n_f32(w, scale));
+                        store_two([0, 1].map(|v| vfmaq_f32(bias[v], of(v), factor[v])), &stored, i, n);
+                    }
+                }
             }
         }
     }
-    if job.activation != Activation::None {
-        rows::activate_integers::<true>(job.activation, out.as_flattened_mut());
+    if !direct {
+        // SAFETY: it is the array of M rows; the caller's contract.
+        unsafe {
+            let out = std::slice::from_raw_parts_mut(stored.out.cast::<[f32; NR]>(), M);
+            rows::activate_integers::<true>(job.activation, out.as_flattened_mut());
+            rows::write(out, target);
+        }
     }
-    // SAFETY: the caller's contract.
-    unsafe { rows::write(&out, target) };
+}
+
+/// Stores vectors `n` and `n + 1` of row `i`, the residual added.
+///
+/// # Safety
+/// They must lie inside the target.
+#[inline(always)]
+unsafe fn store_two(y: [float32x4_t; 2], t: &Target, i: usize, n: usize) {
+    for (v, y) in y.into_iter().enumerate() {
+        let at = i * t.stride + 4 * (n + v);
+        // SAFETY: the caller's contract.
+        unsafe {
+            let y = if t.residual.is_null() { y } else { vaddq_f32(y, vld1q_f32(t.residual.add(at))) };
+            vst1q_f32(t.out.add(at), y);
+        }
+    }
 }
 
 /// The body of a [`Kernels::panel_i8`]: blocks of six rows, and of four until the rows, padded to fours, are a multiple of
@@ -104,11 +146,11 @@ macro_rules! panel_of {
         while m < padded {
             if (padded - m) % TALL == 0 {
                 let (rows, target) = $job.block::<TALL>(m);
-                finish(&$block(&rows, $job.panel), &$job.quants(m), $job, &target);
+                finish(&$block(&rows, $job.panel), m, $job, &target);
                 m += TALL;
             } else {
                 let (rows, target) = $job.block::<MR_I8>(m);
-                finish(&$block(&rows, $job.panel), &$job.quants(m), $job, &target);
+                finish(&$block(&rows, $job.panel), m, $job, &target);
                 m += MR_I8;
             }
         }

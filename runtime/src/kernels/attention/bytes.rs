@@ -177,18 +177,7 @@ impl Columns {
 
 /// The sum of codes that are stored exclusive-or `flip`.
 fn sum(codes: &[u8], flip: u8) -> i32 {
-    // As long as sixteen bits hold a lane's sum.
-    let sums = codes.chunks(NR * 256).map(|codes| {
-        let (chunks, rest) = codes.as_chunks::<NR>();
-        let mut lanes = [0u16; NR];
-        for c in chunks {
-            for (lane, c) in lanes.iter_mut().zip(c) {
-                *lane += u16::from(c ^ flip);
-            }
-        }
-        lanes.into_iter().map(i32::from).sum::<i32>() + rest.iter().map(|c| i32::from(c ^ flip)).sum::<i32>()
-    });
-    sums.sum()
+    codes.iter().map(|c| i32::from(c ^ flip)).sum()
 }
 
 /// Quantizes a head's `[n][width]` values into rows of codes, `stride` apart, stored exclusive-or `flip`.
