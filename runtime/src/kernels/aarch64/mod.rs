@@ -85,32 +85,10 @@ unsafe fn finish<const M: usize>(sums: &Sums<M>, m: usize, job: &PanelJob, targe
         Target { out: out.as_mut_ptr().cast(), residual: std::ptr::null(), stride: NR, ..*target }
     };
     // Two vectors at a time, so that what all rows need fits beside the sums.
-    for n in (0..VECTORS).step_by(2) {
-        // SAFETY: the panel, the bias and rows of the target hold NR columns.
-        unsafe {
-            let at = [4 * n, 4 * n + 4];
-            let sum = at.map(|c| vld1q_s32(job.panel.sum.as_ptr().add(c)));
-            let weight = at.map(|c| vld1q_f32(job.panel.scale.as_ptr().add(c)));
-            let bias = at.map(|c| vld1q_f32(job.bias.as_ptr().add(c)));
-            match job.quants {
-                Quants::Shared(RowQuant { scale, zero }) => {
-                    let share = sum.map(|s| vmulq_n_s32(s, zero));
-                    let factor = weight.map(|w| vmulq_n_f32(w, scale));
-                    for i in 0..M {
-                        let of = |v: usize| vcvtq_f32_s32(vsubq_s32(sums[i][n + v], share[v]));
-                        store_two([0, 1].map(|v| vfmaq_f32(bias[v], of(v), factor[v])), &stored, i, n);
-                    }
-                }
-                Quants::Each(quants) => {
-                    for i in 0..M {
-                        let RowQuant { scale, zero } = *quants.get_unchecked(m + i);
-                        let of = |v: usize| vcvtq_f32_s32(vmlsq_n_s32(sums[i][n + v], sum[v], zero));
-                        let factor = weight.map(|w| vmulq_n_f32(w, scale));
-                        store_two([0, 1].map(|v| vfmaq_f32(bias[v], of(v), factor[v])), &stored, i, n);
-                    }
-                }
-            }
-        }
+    // SAFETY: the caller's contract; the array holds M rows.
+    unsafe {
+        rescale::<M, 0>(sums, m, job, &stored);
+        rescale::<M, 2>(sums, m, job, &stored);
     }
     if !direct {
         // SAFETY: it is the array of M rows; the caller's contract.
@@ -122,18 +100,44 @@ unsafe fn finish<const M: usize>(sums: &Sums<M>, m: usize, job: &PanelJob, targe
     }
 }
 
-/// Stores vectors `n` and `n + 1` of row `i`, the residual added.
+/// The part of [`finish`] before the activation, for vectors `N` and `N + 1` of each row.
 ///
 /// # Safety
-/// They must lie inside the target.
+/// As of [`finish`].
 #[inline(always)]
-unsafe fn store_two(y: [float32x4_t; 2], t: &Target, i: usize, n: usize) {
-    for (v, y) in y.into_iter().enumerate() {
-        let at = i * t.stride + 4 * (n + v);
-        // SAFETY: the caller's contract.
-        unsafe {
-            let y = if t.residual.is_null() { y } else { vaddq_f32(y, vld1q_f32(t.residual.add(at))) };
-            vst1q_f32(t.out.add(at), y);
+unsafe fn rescale<const M: usize, const N: usize>(sums: &Sums<M>, m: usize, job: &PanelJob, t: &Target) {
+    // SAFETY: the panel, the bias and rows of the target hold NR columns.
+    unsafe {
+        let at = [4 * N, 4 * N + 4];
+        let sum = at.map(|c| vld1q_s32(job.panel.sum.as_ptr().add(c)));
+        let weight = at.map(|c| vld1q_f32(job.panel.scale.as_ptr().add(c)));
+        let bias = at.map(|c| vld1q_f32(job.bias.as_ptr().add(c)));
+        let store = |i: usize, mut y: [float32x4_t; 2]| {
+            let row = i * t.stride;
+            if !t.residual.is_null() {
+                let residual = at.map(|c| vld1q_f32(t.residual.add(row).add(c)));
+                y = [0, 1].map(|v| vaddq_f32(y[v], residual[v]));
+            }
+            let out = t.out.add(row);
+            at.into_iter().zip(y).for_each(|(c, y)| vst1q_f32(out.add(c), y));
+        };
+        match job.quants {
+            Quants::Shared(RowQuant { scale, zero }) => {
+                let share = sum.map(|s| vmulq_n_s32(s, zero));
+                let factor = weight.map(|w| vmulq_n_f32(w, scale));
+                for (i, sums) in sums.iter().enumerate() {
+                    let exact = |v: usize| vcvtq_f32_s32(vsubq_s32(sums[N + v], share[v]));
+                    store(i, [0, 1].map(|v| vfmaq_f32(bias[v], exact(v), factor[v])));
+                }
+            }
+            Quants::Each(quants) => {
+                for (i, sums) in sums.iter().enumerate() {
+                    let RowQuant { scale, zero } = quants[m + i];
+                    let exact = |v: usize| vcvtq_f32_s32(vmlsq_n_s32(sums[N + v], sum[v], zero));
+                    let factor = weight.map(|w| vmulq_n_f32(w, scale));
+                    store(i, [0, 1].map(|v| vfmaq_f32(bias[v], exact(v), factor[v])));
+                }
+            }
         }
     }
 }

@@ -17,8 +17,8 @@ macro_rules! sdot {
     };
 }
 
-/// The same pointer, of which the compiler knows nothing: it would compute each row's from the first one's at every step,
-/// where a load can step it along.
+/// The same pointer, of which the compiler knows nothing: a load then steps it along, where it would compute each row's address
+/// from the first one's.
 #[inline(always)]
 fn opaque(p: *const u8) -> *const u8 {
     let mut p = p;
@@ -48,10 +48,10 @@ unsafe fn sums<const M: usize>(rows: &[*const u8; M], panel: &I8Panel) -> Sums<M
                 }
             };
         }
-        let mut rows = rows.map(|r| opaque(r));
+        let mut rows = *rows;
         for _ in 0..groups.len() / 4 {
             let a = rows.map(|r| vld1q_s8(r.cast()));
-            rows = rows.map(|r| r.add(4 * GROUP));
+            rows = rows.map(|r| opaque(r.add(4 * GROUP)));
             group!(a, 0);
             group!(a, 1);
             group!(a, 2);
