@@ -333,6 +333,7 @@ mod tests {
                         };
                         Filter::Dense(Linear {
                             norm: None,
+                            table: None,
                             weights,
                             bias: bias_panels(&bias),
                             activation,

@@ -36,7 +36,14 @@ pub fn float(kernels: &Kernels) -> f64 {
 }
 
 fn layer(weights: Weights) -> Linear {
-    Linear { norm: None, weights, bias: bias_panels(&[0.; NR]), activation: Activation::None, then: vec![] }
+    Linear {
+        norm: None,
+        table: None,
+        weights,
+        bias: bias_panels(&[0.; NR]),
+        activation: Activation::None,
+        then: vec![],
+    }
 }
 
 fn best(k: usize, mut f: impl FnMut()) -> f64 {

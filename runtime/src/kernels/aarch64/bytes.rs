@@ -2,6 +2,7 @@
 //! round and narrowings that saturate, tables of 256 bytes in sixteen registers.
 
 use super::*;
+use crate::kernels::requantize::Grid;
 use crate::kernels::rows::Products;
 
 /// Values that become one vector of bytes.
@@ -32,6 +33,24 @@ pub fn quantize(x: &[f32], inverse: f32, zero: f32, flip: u8, out: &mut [u8]) {
         }
     }
     rows::quantize(rest, inverse, zero, flip, out_rest);
+}
+
+/// See [`RowFns::round`].
+pub fn round(x: &mut [f32], factor: f32, grid: Grid) {
+    let (chunks, rest) = x.as_chunks_mut::<BYTES>();
+    let steps = factor / grid.scale;
+    // SAFETY: NEON is part of the architecture; sixteen values.
+    unsafe {
+        let (low, high) = (vdupq_n_f32(grid.low), vdupq_n_f32(grid.high));
+        for x in chunks {
+            let y = [0, 4, 8, 12].map(|i| {
+                let q = vmaxnmq_f32(vmulq_n_f32(vld1q_f32(x.as_ptr().add(i)), steps), low);
+                vmulq_n_f32(vrndnq_f32(vminq_f32(q, high)), grid.scale)
+            });
+            (0..4).for_each(|i| vst1q_f32(x.as_mut_ptr().add(4 * i), y[i]));
+        }
+    }
+    rows::round(rest, factor, grid);
 }
 
 /// See [`RowFns::codes`].

@@ -28,6 +28,7 @@ const PLAIN: Kernels = Kernels {
         codes: bytes::codes,
         lookup: bytes::lookup,
         lookup_sum: bytes::lookup_sum,
+        round: bytes::round,
         ..ROWS
     },
 };

@@ -149,7 +149,13 @@ struct Columns {
 }
 
 impl Columns {
-    fn of(kernels: &Kernels, shape: [usize; 2], codes: &[u8], strides: [usize; 2], [rows, columns]: [Codes; 2]) -> Columns {
+    fn of(
+        kernels: &Kernels,
+        shape: [usize; 2],
+        codes: &[u8],
+        strides: [usize; 2],
+        [rows, columns]: [Codes; 2],
+    ) -> Columns {
         let codes = &codes[..shape[0] * shape[1]];
         // SAFETY: the same bytes.
         let codes = unsafe { std::slice::from_raw_parts(codes.as_ptr().cast::<i8>(), codes.len()) };

@@ -48,7 +48,7 @@ pub fn lower(graph: Graph, kernels: &Kernels, per_token: bool) -> Result<Lowered
     movement::run(&mut l);
     conv::join_bottlenecks(&mut l);
     linear::absorb_norms(&mut l);
-    linear::join_pairs(&mut l);
+    linear::join_pairs(&mut l, kernels);
     attention::choose_arithmetic(&mut l, kernels);
     Ok(l)
 }
