@@ -210,3 +210,123 @@ fn quantize<'a>(
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Arithmetic, Grids};
+    use super::*;
+    use crate::exec::Exec;
+    use crate::kernels::{Layout, available};
+    use crate::model::card::SelfTest;
+
+    const HEADS: usize = 2;
+
+    /// Queries and values token by token, keys dim by dim; zero points off the middle, signed probabilities.
+    fn attention([queries, keys, dim, dim_v]: [usize; 4]) -> Attention {
+        let grid = |scale: f32, zero: f32| Grid { scale, low: -zero, high: 255. - zero };
+        let rows = |input, n, width| {
+            let strides = [n * HEADS * width, width, HEADS * width, 1];
+            HeadView { input, offset: 0, strides }
+        };
+        let grids = Grids {
+            inputs: [None, Some(grid(0.011, 117.)), Some(grid(0.0074, 131.))],
+            q: Some((0.7, grid(0.006, 129.))),
+            product: Some((1.3, grid(0.02, 120.))),
+            probabilities: Some(grid(1. / 256., 0.)),
+            ..Grids::default()
+        };
+        Attention {
+            batch: 2,
+            heads: HEADS,
+            queries,
+            keys,
+            dim,
+            dim_v,
+            q: rows(0, queries, dim),
+            k: HeadView { input: 1, offset: 0, strides: [HEADS * dim * keys, dim * keys, 1, keys] },
+            v: rows(2, keys, dim_v),
+            scale: 1.7,
+            biases: vec![],
+            key_bias: None,
+            out: [HEADS * queries * dim_v, queries * dim_v, dim_v, 1],
+            grids,
+            arithmetic: Arithmetic::Float,
+        }
+    }
+
+    /// What the file says, operator by operator.
+    fn reference(a: &Attention, inputs: &[&[f32]]) -> Vec<f64> {
+        let rounded = |x: f64, grid: Grid| {
+            let [scale, low, high] = [grid.scale, grid.low, grid.high].map(f64::from);
+            (x / scale).round_ties_even().clamp(low, high) * scale
+        };
+        let (factor, of_q) = a.grids.q.expect("a grid");
+        let (of_product, products) = a.grids.product.expect("a grid");
+        let mut out = vec![];
+        for (b, h) in (0..a.batch).flat_map(|b| (0..a.heads).map(move |h| (b, h))) {
+            let at = |v: &HeadView, t: usize, d: usize| {
+                let [batch, head, token, dim] = v.strides;
+                f64::from(inputs[v.input][b * batch + h * head + t * token + d * dim])
+            };
+            for m in 0..a.queries {
+                let scores: Vec<f64> = (0..a.keys)
+                    .map(|n| {
+                        let q = |d| rounded(at(&a.q, m, d) * f64::from(factor), of_q);
+                        let k = |d| rounded(at(&a.k, n, d), a.grids.inputs[1].expect("a grid"));
+                        let product: f64 = (0..a.dim).map(|d| q(d) * k(d)).sum();
+                        rounded(product * f64::from(of_product), products) * f64::from(a.scale)
+                    })
+                    .collect();
+                let sum: f64 = scores.iter().map(|s| s.exp()).sum();
+                let p: Vec<f64> =
+                    scores.iter().map(|s| rounded(s.exp() / sum, a.grids.probabilities.expect("a grid"))).collect();
+                let v = |n, d| rounded(at(&a.v, n, d), a.grids.inputs[2].expect("a grid"));
+                out.extend((0..a.dim_v).map(|d| (0..a.keys).map(|n| p[n] * v(n, d)).sum::<f64>()));
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn every_kernel_computes_what_the_file_says() {
+        for shape in [[5, 19, 10, 7], [4, 16, 64, 16], [1, 1, 3, 1], [7, 33, 8, 40]] {
+            let [queries, keys, dim, dim_v] = shape;
+            let mut a = attention(shape);
+            a.arithmetic = Arithmetic::Bytes(Box::new(Bytes::of(&a).expect("all of it is rounded")));
+            let sizes = [queries * dim, keys * dim, keys * dim_v].map(|n| 2 * HEADS * n);
+            let [q, k, v] = std::array::from_fn(|i| SelfTest::input(i as u64 + 20, sizes[i]));
+            let inputs: [&[f32]; 3] = [&q, &k, &v];
+            let want = reference(&a, &inputs);
+            let mut first: Option<Vec<f32>> = None;
+            for kernels in available().into_iter().filter(|k| k.layout != Layout::Paired) {
+                let mut exec = Exec::new(1).unwrap();
+                exec.kernels = kernels;
+                let mut out = vec![f32::NAN; a.output_len()];
+                a.run(&exec, &inputs, &mut out);
+                // A probability that falls on the edge between two steps may be rounded to the other.
+                let off: Vec<f64> = out.iter().zip(&want).map(|(y, want)| (f64::from(*y) - want).abs()).collect();
+                let equal = off.iter().filter(|e| **e < 1e-5).count();
+                assert!(equal * 100 >= off.len() * 95 && off.iter().all(|e| *e < 0.01), "{} {shape:?}", kernels.name);
+                assert_eq!(first.get_or_insert(out.clone()), &out, "{} {shape:?}", kernels.name);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_rounded_is_not_computed_in_bytes() {
+        let whole = attention([5, 19, 10, 7]);
+        assert!(Bytes::of(&whole).is_some());
+        let missing: [fn(&mut Attention); 5] = [
+            |a| a.grids.inputs[2] = None,
+            |a| a.grids.product = None,
+            |a| a.grids.probabilities = None,
+            |a| a.key_bias = Some(0),
+            |a| a.scale = -1.,
+        ];
+        for (i, take) in missing.into_iter().enumerate() {
+            let mut a = whole.clone();
+            take(&mut a);
+            assert_eq!(Bytes::of(&a), None, "{i}");
+        }
+    }
+}
