@@ -161,10 +161,20 @@ impl Geometry {
 impl Conv {
     fn check(&self, input: &[usize], output: &[usize]) -> Result<(), String> {
         let g = &self.geometry;
-        g.check(input, output)?;
+        let [h, w, c] = g.input;
+        match &self.filter {
+            Filter::Patches(_) => {
+                let plain = input == [1, c, h, w] && g.pads == [0; 4] && g.dilation == [1, 1];
+                need(plain, || format!("patches of {g:?}, used for {input:?}"))?;
+                g.check(&[1, h, w, c], output)?;
+            }
+            _ => g.check(input, output)?,
+        }
         let (k, oc) = (g.taps() * g.input[2], g.output[2]);
         let fits = match &self.filter {
-            Filter::Dense(l) => l.norm.is_none() && l.k() == k && l.n() == oc && l.bias.len() * NR >= oc,
+            Filter::Dense(l) | Filter::Patches(l) => {
+                l.norm.is_none() && l.k() == k && l.n() == oc && l.bias.len() * NR >= oc
+            }
             Filter::Depthwise(d) => d.fits(g),
         };
         need(fits, || format!("weights do not fit {g:?}"))
