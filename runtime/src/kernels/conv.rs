@@ -362,6 +362,7 @@ mod tests {
                             bias: bias_panels(&bias),
                             activation,
                             then: vec![],
+                            order: vec![],
                         })
                     };
                     let mut out = vec![f32::NAN; g.output.iter().product()];
@@ -398,7 +399,8 @@ mod tests {
                     false => Weights::F32(F32Weights::pack(oc, k, at)),
                 };
                 let bias = bias_panels(&SelfTest::input(4, oc));
-                let linear = Linear { norm: None, weights, bias, activation: Activation::None, then: vec![] };
+                let activation = Activation::None;
+                let linear = Linear { norm: None, weights, bias, activation, then: vec![], order: vec![] };
                 let filter = if patches { Filter::Patches(linear) } else { Filter::Dense(linear) };
                 let mut out = vec![f32::NAN; rows * columns * oc];
                 Conv { geometry, filter }.run(&exec, x, &mut out);

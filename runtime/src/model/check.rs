@@ -131,7 +131,12 @@ fn layers(layers: &[&Linear], input: &[usize], residual: &[Vec<usize>], output: 
     let rows = elements(input) / layers[0].k();
     let fits = output.last() == Some(&width) && rows.checked_mul(width) == Some(elements(output));
     need(fits, || format!("{rows} rows of {width} do not fill {output:?}"))?;
-    need(residual.iter().all(|r| elements(r) == elements(output)), || "a residual of another size".into())
+    need(residual.iter().all(|r| elements(r) == elements(output)), || "a residual of another size".into())?;
+    let order = &layers[0].order;
+    need(layers[1..].iter().all(|l| l.order.is_empty()), || "rows between two layers in another order".into())?;
+    need(order.is_empty() || (order.len() == rows && order.iter().all(|&row| (row as usize) < rows)), || {
+        format!("an order of {} rows for {rows}", order.len())
+    })
 }
 
 impl Geometry {

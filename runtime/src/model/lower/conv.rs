@@ -128,7 +128,7 @@ pub fn join_bottlenecks(l: &mut Lowered) {
 fn bottleneck(l: &Lowered, uses: &Uses, first: usize) -> Option<([usize; 3], Option<String>)> {
     let node = |i: usize| &l.graph.nodes[i];
     let linear = |i: usize| match l.fused_of(node(i)) {
-        Some(Fused::Linear(l)) if !l.reads_whole() => Some(l),
+        Some(Fused::Linear(l)) if !l.reads_whole() && l.order.is_empty() => Some(l),
         _ => None,
     };
     let expand = linear(first).filter(|_| node(first).input.len() == 1)?;
@@ -246,7 +246,8 @@ impl Found {
                     Weights::F32(F32Weights::pack(oc, k, |row, i| values[at(row, i)]))
                 }
             };
-            let linear = Linear { norm: None, weights, bias: bias_panels(&bias), activation, then: vec![] };
+            let bias = bias_panels(&bias);
+            let linear = Linear { norm: None, weights, bias, activation, then: vec![], order: vec![] };
             return match geometry.is_pointwise() {
                 true => Fused::Linear(Box::new(linear)),
                 false => {
