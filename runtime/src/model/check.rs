@@ -9,6 +9,7 @@ use crate::kernels::conv::{Conv, Filter, Geometry};
 use crate::kernels::depthwise::{Depthwise, Taps};
 use crate::kernels::linear::Linear;
 use crate::kernels::merge::{Match, Merge};
+use crate::kernels::windows::Windows;
 use crate::onnx::{Graph, absurd, elements};
 use std::collections::HashSet;
 
@@ -97,6 +98,13 @@ impl Fused {
                 layers(&[&b.project], &after, &inputs[1..], output)
             }
             Fused::Attention(a) => a.check(inputs, output),
+            Fused::Windows(w) => {
+                let a = &w.attention;
+                let rows = vec![a.batch.saturating_mul(a.queries), w.linear.n()];
+                layers(&[&w.linear], first, &[], &rows)?;
+                a.check(std::slice::from_ref(&rows), output)?;
+                need(Windows::fit(&w.linear, a), || "windows that read rows of others".into())
+            }
             Fused::Match(m) => m.check(first, output),
             Fused::Merge(m) => m.check(inputs, output),
             Fused::LayerNorm(norm) => {

@@ -52,6 +52,7 @@ pub fn lower(graph: Graph, kernels: &Kernels, per_token: bool) -> Result<Lowered
     linear::absorb_norms(&mut l);
     linear::join_pairs(&mut l);
     attention::choose_integers(&mut l, kernels);
+    attention::join_windows(&mut l);
     Ok(l)
 }
 
