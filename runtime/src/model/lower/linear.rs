@@ -50,6 +50,7 @@ pub fn run(l: &mut Lowered, kernels: &Kernels, per_token: bool) -> Result<()> {
             bias: bias_panels(&found.bias),
             activation: found.activation,
             then: found.then,
+            order: vec![],
         };
         let new = l.node(Fused::Linear(Box::new(linear)), &inputs, &found.output);
         r.replace(&found.nodes, new);
@@ -312,6 +313,7 @@ pub fn join_pairs(l: &mut Lowered, kernels: &Kernels) {
             || m.input.get(1) == Some(&n.output[0])
             || is_integer(one) != is_integer(two)
             || two.reads_whole()
+            || !two.order.is_empty()
         {
             continue;
         }
