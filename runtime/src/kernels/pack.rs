@@ -296,8 +296,12 @@ fn widen(groups: &[Group]) -> Body {
 fn octets(groups: &[Group]) -> Body {
     let octet = |pair: &[Group]| {
         // A group without a partner is filled up with zeros.
-        let of = |half: usize, i: usize| pair.get(half).map_or(0, |g| g.0[i]);
-        Octet(std::array::from_fn(|i| of(i / GROUP % 2, i / (2 * GROUP) * GROUP + i % GROUP)))
+        let mut octet = [0; 2 * GROUP_BYTES];
+        for (half, group) in pair.iter().enumerate() {
+            let columns = octet.as_chunks_mut::<GROUP>().0.iter_mut().skip(half).step_by(2);
+            columns.zip(group.0.as_chunks::<GROUP>().0).for_each(|(into, weights)| *into = *weights);
+        }
+        Octet(octet)
     };
     Body::Octets(groups.chunks(2).map(octet).collect())
 }

@@ -59,6 +59,16 @@ const TALL: usize = 6;
 /// Sums of `M` rows.
 type Sums<const M: usize> = [[int32x4_t; VECTORS]; M];
 
+/// The same pointer, of which the compiler knows nothing: a load then steps it along, where it would compute each row's address
+/// from the first one's.
+#[inline(always)]
+fn opaque(p: *const u8) -> *const u8 {
+    let mut p = p;
+    // SAFETY: does nothing.
+    unsafe { std::arch::asm!("// {0}", inout(reg) p, options(pure, nomem, nostack, preserves_flags)) };
+    p
+}
+
 /// Stores the sums of a tile.
 fn store(sums: &Sums<MR_I8>, tile: &mut TileI8) {
     for (sums, row) in sums.iter().zip(tile) {

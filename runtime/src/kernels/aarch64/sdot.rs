@@ -17,16 +17,6 @@ macro_rules! sdot {
     };
 }
 
-/// The same pointer, of which the compiler knows nothing: a load then steps it along, where it would compute each row's address
-/// from the first one's.
-#[inline(always)]
-fn opaque(p: *const u8) -> *const u8 {
-    let mut p = p;
-    // SAFETY: does nothing.
-    unsafe { asm!("// {0}", inout(reg) p, options(pure, nomem, nostack, preserves_flags)) };
-    p
-}
-
 /// Sums of `M` rows with the panel.
 ///
 /// # Safety
