@@ -85,7 +85,7 @@ pub struct ChannelScale<'a> {
 }
 
 /// Integer products of four rows with columns of weights: `tiles[panel][row][column] + rows[row] + columns[panel][column]`,
-/// where the last two take off what zero points add.
+/// where the last two take off what zero points add; it fits 32 bits, what is between may wrap.
 pub struct Products<'a> {
     /// As tiles leave them.
     pub tiles: &'a [TileI8],
@@ -218,7 +218,7 @@ pub fn codes(products: &Products, factor: f32, zero: f32, out: &mut [u8]) {
         for (m, (sums, row)) in tile.iter().zip(products.rows).enumerate() {
             let out: &mut [u8; NR] = out[m * width + p * NR..].first_chunk_mut().expect("room for a tile");
             for n in 0..NR {
-                out[n] = code((sums[n] + row + columns[n]) as f32 * factor, zero);
+                out[n] = code(sums[n].wrapping_add(row).wrapping_add(columns[n]) as f32 * factor, zero);
             }
         }
     }

@@ -105,9 +105,8 @@ impl Bytes {
             let products = values.multiply(kernels, rows, &mut s.sums);
             let scale = self.probabilities.scale * self.v.scale;
             for (p, (sums, columns)) in products.tiles.iter().zip(products.columns).enumerate() {
-                let tile: [[f32; NR]; MR_I8] = std::array::from_fn(|i| {
-                    std::array::from_fn(|n| (sums[i][n] + products.rows[i] + columns[n]) as f32)
-                });
+                let exact = |i: usize, n: usize| sums[i][n].wrapping_add(products.rows[i]).wrapping_add(columns[n]);
+                let tile: [[f32; NR]; MR_I8] = std::array::from_fn(|i| std::array::from_fn(|n| exact(i, n) as f32));
                 head.write(out, m, p * NR, &tile, &[scale; MR_I8]);
             }
         }
@@ -119,6 +118,7 @@ impl Bytes {
         codes[n..].fill(0);
         let largest = codes.iter().fold(0, |a, &c| a.max(c));
         codes.iter_mut().for_each(|c| *c = largest - *c);
+        // Of integers, so that it is the same in any order.
         let mut sum = 0.;
         for (p, plane) in self.planes.iter().enumerate() {
             // SAFETY: `kernels` came from `available`.
