@@ -173,10 +173,8 @@ fn groups(weights: &[i8], [n, k]: [usize; 2], strides: [usize; 2]) -> Vec<Group>
             [1, inputs_apart] if n == NR && inputs == GROUP => {
                 let rows: [&[i8; NR]; GROUP] =
                     std::array::from_fn(|i| weights[i * inputs_apart..].first_chunk().expect("a row of NR weights"));
-                for c in 0..NR {
-                    for i in 0..GROUP {
-                        group.0[c * GROUP + i] = rows[i][c];
-                    }
+                for (c, column) in group.0.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
+                    *column = rows.map(|row| row[c]);
                 }
             }
             [outputs_apart, 1] if inputs == GROUP => {
