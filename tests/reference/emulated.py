@@ -2,8 +2,8 @@
 
 Usage: emulated.py --here VEDGE_RUN --board VEDGE_RUN --cpus CPU… --models MODEL… [--emulator "qemu-arm-static -L DIR"]
 
-Sums of integers are the same everywhere; the float rest is not: attention is float on ARM and in 16-bit integers on x86-64,
-and fused multiply-add rounds once. A value that so falls on the other side of a rounding step moves by the whole step:
+Sums of integers are the same everywhere; the float rest is not: attention of these files is float on ARM and in 16-bit
+integers on x86-64, and fused multiply-add rounds once. A value that so falls on the other side of a rounding step moves by the whole step:
 mobilevit_nano's logits by the plain and the AVX2 kernels of one machine have a cosine of 0.9998, deit_nano's one of 0.99999. So:
 the same answer, and a cosine similarity of the logits of at least MIN_COSINE, for shipped test pictures on every emulated core.
 """
