@@ -1,7 +1,8 @@
 //! Each refinement where it helps, and where it stays off.
 
+use super::super::smooth::tests::{bottleneck, photo};
 use super::super::tests::{card, empty, noise};
-use super::super::{Evidence, Preset, Probes, Quantized, Wish, quantize};
+use super::super::{Evidence, Layer, Preset, Probes, Quantized, Rounding, Wish, layers, quantize};
 use ndarray::ArrayD;
 use vedge_calibration::{Partial, Tap, View, collect};
 use vedge_runtime::onnx::{DType, Graph, NodeProto, attr, f32_tensor, value_info};
@@ -53,6 +54,25 @@ fn biases_stay_where_there_is_nothing_to_correct() {
     assert!(done.candidates.iter().any(|c| c.corrected), "it was tried");
 }
 
+/// A collapse of a depthwise convolution: one channel of its input and one of its output take all the steps.
+#[test]
+fn channels_between_convolutions_are_evened_out_where_one_is_large_and_not_where_all_are_alike() {
+    for preset in [Preset::Portable, Preset::Cpu] {
+        let done = |spread: f32| {
+            let g = bottleneck(spread, "Relu");
+            let tap = |l: &Layer| Tap { value: l.activation.clone(), views: l.view.into_iter().collect() };
+            let taps: Vec<Tap> = layers::find(&g).0.iter().map(tap).collect();
+            quantized(&g, (0..12).map(photo).collect(), &taps, preset).candidates
+        };
+        let tried = done(60.0);
+        let without = tried.iter().filter(|c| c.smoothed == 0).map(|c| c.effect.sqnr).fold(f64::MIN, f64::max);
+        assert_eq!(tried[0].smoothed, 2, "{tried:?}");
+        assert!(tried[0].effect.sqnr > without + 6.0, "{tried:?}");
+        let tried = done(1.0);
+        assert_eq!(tried[0].smoothed, 0, "{tried:?}");
+    }
+}
+
 /// A linear layer on rows that `change` makes of noise, with weights that `weigh` changes.
 fn linear(
     preset: Preset,
@@ -81,6 +101,61 @@ fn linear_of(
     let picture = |seed: u64| ArrayD::from_shape_vec(vec![1, 40, 64], rows(seed)).unwrap();
     let tap = Tap { views: views.to_vec(), ..Tap::range("x") };
     quantized(&g, (1..13).map(picture).collect(), &[tap], preset)
+}
+
+/// Two linear layers with a function between them that does not grow as its input does; of its outputs one channel is `spread`
+/// times as large as the others.
+#[test]
+fn channels_behind_a_function_are_evened_out_by_a_product_where_one_is_large() {
+    let done = |spread: f32| {
+        let mut g = empty(17);
+        g.inputs.push(value_info("x", DType::Float, &[1, 40, 16]));
+        g.outputs.push(value_info("y", DType::Float, &[1, 40, 24]));
+        let mut w = [noise(1, 16 * 64), noise(2, 64 * 24)];
+        (0..16).for_each(|i| w[0][i * 64 + 5] *= spread);
+        w[1][5 * 24..6 * 24].iter_mut().for_each(|v| *v /= spread);
+        g.initializers.insert("a".into(), f32_tensor("a", &[16, 64], &w[0]));
+        g.initializers.insert("b".into(), f32_tensor("b", &[64, 24], &w[1]));
+        g.nodes.push(NodeProto::of("MatMul", &["x", "a"], &["h"], vec![]));
+        g.nodes.push(NodeProto::of("HardSwish", &["h"], &["s"], vec![]));
+        g.nodes.push(NodeProto::of("MatMul", &["s", "b"], &["y"], vec![]));
+        for name in ["h", "s"] {
+            g.value_info.insert(name.into(), value_info(name, DType::Float, &[1, 40, 64]));
+        }
+        let picture = |seed: u64| ArrayD::from_shape_vec(vec![1, 40, 16], noise(5000 * seed, 640)).unwrap();
+        let taps = ["x", "s"].map(|value| Tap { views: vec![View::Rows], ..Tap::range(value) });
+        quantized(&g, (1..13).map(picture).collect(), &taps, Preset::Portable)
+    };
+    let products = |d: &Quantized| d.graph.nodes.iter().filter(|n| n.op_type() == "Mul").count();
+    let large = done(60.0);
+    let without = large.candidates.iter().filter(|c| c.smoothed == 0).map(|c| c.effect.sqnr).fold(f64::MIN, f64::max);
+    assert_eq!((large.candidates[0].smoothed, products(&large)), (1, 1), "{:?}", large.candidates);
+    assert!(large.candidates[0].effect.sqnr > without + 6.0, "{:?}", large.candidates);
+    // It runs as part of the layer.
+    let session = Session::from_graph(large.graph, &Options::default()).unwrap();
+    let classes: Vec<&str> = session.plan().iter().map(|l| l.class.as_str()).collect();
+    assert!(classes.contains(&"mlp") && !classes.contains(&"Mul"), "{classes:?}");
+    assert_eq!(products(&done(1.0)), 0);
+}
+
+/// The correction that rounding makes for the mean of the inputs.
+#[test]
+fn a_bias_is_added_where_inputs_have_a_mean_and_none_where_they_have_not() {
+    let done = |mean: f32| {
+        // Each row comes with its opposite, so that without `mean` the mean is zero exactly.
+        let rows = |seed: u64| {
+            let half = noise(5000 * seed, 20 * 64);
+            half.iter().copied().chain(half.iter().map(|v| -v)).map(|v| mean + 0.1 * v).collect()
+        };
+        linear_of(Preset::Cpu, &[View::Rows], rows, |_, w| w)
+    };
+    let best = |d: &Quantized, r: Rounding| {
+        d.candidates.iter().filter(|c| c.rounding == r).map(|c| c.effect.sqnr).fold(f64::MIN, f64::max)
+    };
+    let with = done(1.0);
+    assert!(best(&with, Rounding::Compensated) > best(&with, Rounding::Nearest) + 3.0, "{:?}", with.candidates);
+    let added = |d: &Quantized| d.graph.nodes.iter().filter(|n| n.op_type() == "Add").count();
+    assert_eq!((added(&with), added(&done(0.0))), (1, 0));
 }
 
 #[test]

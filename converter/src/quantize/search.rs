@@ -4,7 +4,7 @@ use super::bias;
 use super::layers::Layer;
 use super::number::{Affine, symmetric};
 use super::round::{Before, Rounded, compensated};
-use super::smooth::{self, Site};
+use super::smooth::{self, By, Site};
 use super::write::Recipe;
 use super::{Candidate, Probes, Rounding, Sqnr, write};
 use crate::progress;
@@ -93,17 +93,22 @@ impl Search<'_> {
             tried.push(self.judged(ground, Activations::Static, Some(c), recipe, &tried)?);
         }
         let best = best(&tried).candidate.calibrator.expect("static candidates have one");
-        let even = self.smooth(ground, sites, Activations::Static)?;
+        let even = self.evened(ground, sites, Activations::Static)?;
         for ground in std::iter::once(ground).chain(&even) {
-            let ranges = ground.ranges(best);
-            let noise = |l: &Layer| ranges.get(&l.activation).map_or(0.0, |r| rounding_noise(*r));
-            let rounded = self.round(ground, noise, Before::default())?;
-            let recipe = Recipe { ranges, rounded, ..Recipe::default() };
-            tried.push(self.judged(ground, Activations::Static, Some(best), recipe, &tried)?);
+            // Clipping may have been best for the sake of what is evened out now.
+            let evened = (ground.smoothed > 0 && self.calibrator.is_none()).then_some(Calibrator::MinMax);
+            for c in BTreeSet::from_iter(evened.into_iter().chain([best])) {
+                let ranges = ground.ranges(c);
+                let noise = |l: &Layer| ranges.get(&l.activation).map_or(0.0, |r| rounding_noise(*r));
+                let rounded = self.round(ground, noise, Before::default())?;
+                let recipe = Recipe { ranges, rounded, ..Recipe::default() };
+                tried.push(self.judged(ground, Activations::Static, Some(c), recipe, &tried)?);
+            }
         }
-        for (symmetric, ground) in self.symmetries(&tried, ground, even.as_ref()) {
+        let calibrator = self::best(&tried).candidate.calibrator;
+        for (symmetric, ground) in self.symmetries(&tried, ground, &even) {
             let recipe = Recipe { symmetric, ..self::best(&tried).recipe.clone() };
-            tried.push(self.judged(ground, Activations::Static, Some(best), recipe, &tried)?);
+            tried.push(self.judged(ground, Activations::Static, calibrator, recipe, &tried)?);
         }
         Ok(tried)
     }
@@ -113,10 +118,10 @@ impl Search<'_> {
         &self,
         tried: &[Attempt],
         plain: &'g Ground<'m>,
-        even: Option<&'g Ground<'m>>,
+        even: &'g [Ground<'m>],
     ) -> Vec<(BTreeSet<String>, &'g Ground<'m>)> {
         let best = best(tried);
-        let ground = even.filter(|_| best.candidate.smoothed > 0).unwrap_or(plain);
+        let ground = ground_of(best, plain, even);
         let all: BTreeSet<String> = best.recipe.ranges.keys().cloned().collect();
         let free = |(value, range): (&String, &(f32, f32))| {
             (symmetric(*range) <= FREE * Affine::over(*range).scale).then(|| value.clone())
@@ -200,7 +205,7 @@ impl Search<'_> {
     /// convolutions, whose input has one range for the whole picture, do better with a calibrated one.
     pub fn cpu(&self, ground: &Ground<'_>, sites: &[Site]) -> Result<Vec<Attempt>> {
         let mut tried = vec![self.judged(ground, Activations::PerToken, None, Recipe::default(), &[])?];
-        let even = self.smooth(ground, sites, Activations::PerToken)?;
+        let even = self.evened(ground, sites, Activations::PerToken)?;
         for ground in std::iter::once(ground).chain(&even) {
             let rounded = self.round(ground, |l| row_noise(ground, l), Before::default())?;
             tried.push(self.judged(
@@ -212,7 +217,7 @@ impl Search<'_> {
             )?);
         }
         let so_far = best(&tried);
-        let ground = if so_far.candidate.smoothed > 0 { even.as_ref().unwrap_or(ground) } else { ground };
+        let ground = ground_of(so_far, ground, &even);
         let convolutions: BTreeSet<&String> =
             ground.layers.iter().filter(|l| l.class != "linear").map(|l| &l.activation).collect();
         if convolutions.len() > 1 {
@@ -227,20 +232,27 @@ impl Search<'_> {
         Ok(tried)
     }
 
-    /// The model with channels evened out where that is predicted to help; `None` where it is nowhere, or where the
-    /// float model would answer otherwise.
-    fn smooth(&self, ground: &Ground<'_>, sites: &[Site], kind: Activations) -> Result<Option<Ground<'static>>> {
+    /// The model with channels evened out where that is predicted to help; where some of these are between layers, first
+    /// without those. Nothing where it is nowhere, or where the float model would answer otherwise.
+    fn evened(&self, ground: &Ground<'_>, sites: &[Site], kind: Activations) -> Result<Vec<Ground<'static>>> {
+        // Where every row has a range of its own, a product is not worth its time.
+        let sites = sites.iter().filter(|s| kind == Activations::Static || s.by != By::Product);
         let mut chosen = vec![];
         for site in sites {
-            if let Some(m) = ground.statistics.moments.get(&(site.value.clone(), View::Rows)) {
-                let factors = smooth::factors(&ground.graph, &ground.layers, site, m, kind)?;
-                chosen.extend(factors.map(|f| (site, f)));
-            }
+            let factors = smooth::factors(&ground.graph, &ground.layers, site, &ground.statistics, kind)?;
+            chosen.extend(factors.map(|f| (site, f)));
         }
-        if chosen.is_empty() {
-            return Ok(None);
+        chosen.sort_by_key(|(site, _)| site.by == By::Layer);
+        let without = chosen.iter().filter(|(site, _)| site.by != By::Layer).count();
+        let mut even = vec![];
+        for count in BTreeSet::from([without, chosen.len()]).into_iter().filter(|n| *n > 0) {
+            even.extend(self.evened_at(ground, &chosen[..count])?);
         }
-        let (graph, statistics) = smooth::apply(&ground.graph, &ground.statistics, &ground.layers, &chosen)?;
+        Ok(even)
+    }
+
+    fn evened_at(&self, ground: &Ground<'_>, chosen: &[(&Site, Vec<f32>)]) -> Result<Option<Ground<'static>>> {
+        let (graph, statistics) = smooth::apply(&ground.graph, &ground.statistics, &ground.layers, chosen)?;
         let layers = super::layers::find(&graph).0;
         let mut session = Session::from_graph(graph.clone(), self.options)?;
         let mut same = Sqnr::default();
@@ -321,9 +333,15 @@ impl Search<'_> {
     }
 }
 
+/// What an attempt was made of.
+fn ground_of<'g, 'm>(a: &Attempt, plain: &'g Ground<'m>, even: &'g [Ground<'m>]) -> &'g Ground<'m> {
+    even.iter().find(|g| g.smoothed == a.candidate.smoothed).unwrap_or(plain)
+}
+
 /// Variance of the rounding when every row of a layer's input has its own range; a convolution's is the picture's.
 fn row_noise(ground: &Ground<'_>, l: &Layer) -> f64 {
-    match ground.moments(l).map(InputMoments::kept).filter(|k| k.nrows() > 0) {
+    let rows = ground.moments(l).filter(|m| m.view() == View::Rows).map(InputMoments::kept);
+    match rows.filter(|k| k.nrows() > 0) {
         Some(rows) => {
             let range = |r: ArrayView1<'_, f32>| r.iter().fold((0f32, 0f32), |(a, b), v| (a.min(*v), b.max(*v)));
             rows.rows().into_iter().map(|r| rounding_noise(range(r))).sum::<f64>() / rows.nrows() as f64

@@ -9,8 +9,9 @@ use vedge_runtime::{Error, Result};
 /// Share of the model's multiply-accumulates in layers that may stay float for the sake of accuracy: float layers take
 /// about three times as long, so this much costs a model about one part in twenty-five of its speed.
 const BUDGET: f64 = 0.02;
-/// Gain below which no layer stays float, dB.
-const WORTH_DB: f64 = 0.5;
+/// Gain below which no layer stays float, dB; and what each percent of the work has to gain.
+const WORTH_DB: f64 = 0.1;
+const WORTH_DB_PERCENT: f64 = 0.25;
 /// Noise for its work, against that of the whole model, from which on a layer may stay float.
 const MUCH: f64 = 5.0;
 /// Layers measured together first.
@@ -76,10 +77,11 @@ impl Search<'_> {
         if float == a.spared {
             return Ok(None);
         }
+        let percent = 100.0 * BUDGET * (budget - left) / budget;
         let spared = self.leaving(a, float, &bar)?;
         bar.finish_and_clear();
         let gain = spared.candidate.effect.sqnr - a.candidate.effect.sqnr;
-        Ok((gain >= WORTH_DB).then_some(spared))
+        Ok((gain >= WORTH_DB.max(WORTH_DB_PERCENT * percent)).then_some(spared))
     }
 }
 

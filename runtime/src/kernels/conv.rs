@@ -334,7 +334,13 @@ mod tests {
                             true => Weights::I8(I8Weights::pack(exec.kernels, oc, k, &q, &scale), quant),
                             false => Weights::F32(F32Weights::pack(oc, k, |row, i| weights[row * k + i])),
                         };
-                        Filter::Dense(Linear { norm: None, weights, bias: bias_panels(&bias), activation })
+                        Filter::Dense(Linear {
+                            norm: None,
+                            factors: None,
+                            weights,
+                            bias: bias_panels(&bias),
+                            activation,
+                        })
                     };
                     let mut out = vec![f32::NAN; g.output.iter().product()];
                     Conv { geometry: g, filter }.run(&exec, &x, &mut out);

@@ -331,7 +331,13 @@ mod tests {
                     true => Weights::I8(I8Weights::pack(exec.kernels, n, k, &integer(&values), &vec![0.004; n]), quant),
                     false => Weights::F32(F32Weights::pack(n, k, |row, i| values[row * k + i])),
                 };
-                Linear { norm: None, weights, bias: bias_panels(&SelfTest::input(seed + 1, n)), activation }
+                Linear {
+                    norm: None,
+                    factors: None,
+                    weights,
+                    bias: bias_panels(&SelfTest::input(seed + 1, n)),
+                    activation,
+                }
             };
             let values = SelfTest::input(5, 9 * c);
             let taps = match integers {

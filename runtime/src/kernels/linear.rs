@@ -44,11 +44,13 @@ pub enum Weights {
     F32(F32Weights),
 }
 
-/// `activation(norm(x) · Wᵀ + bias) + residual` for rows x.
+/// `activation(factors · norm(x) · Wᵀ + bias) + residual` for rows x.
 #[derive(Clone, Debug)]
 pub struct Linear {
     /// LayerNorm of the input, if fused.
     pub norm: Option<Norm>,
+    /// Factor of each input before it is quantized, if there are any: they even out what a static scale must reach.
+    pub factors: Option<Vec<f32>>,
     /// Weights `[n][k]`.
     pub weights: Weights,
     /// Bias, one array a panel, zero-padded.
@@ -62,7 +64,8 @@ const BLOCK: usize = 48;
 
 #[derive(Default)]
 struct Scratch {
-    normed: Vec<f32>,
+    /// Rows as they are quantized.
+    entered: Vec<f32>,
     bytes: Vec<u8>,
     wide: Vec<i16>,
     quants: Vec<RowQuant>,
@@ -190,15 +193,21 @@ impl Linear {
         s: &mut Scratch,
     ) {
         let k = self.k();
-        let x = match &self.norm {
-            None => x,
-            Some(norm) => {
-                let normed = room(&mut s.normed, x.len());
-                for (x, y) in x.chunks_exact(k).zip(normed.chunks_exact_mut(k)) {
-                    // SAFETY: `kernels` came from `available`.
-                    unsafe { (kernels.rows.layer_norm)(x, norm, y) };
+        let x = match (&self.norm, &self.factors) {
+            (None, None) => x,
+            (norm, factors) => {
+                let entered = room(&mut s.entered, x.len());
+                for (x, y) in x.chunks_exact(k).zip(entered.chunks_exact_mut(k)) {
+                    match norm {
+                        // SAFETY: `kernels` came from `available`.
+                        Some(norm) => unsafe { (kernels.rows.layer_norm)(x, norm, y) },
+                        None => y.copy_from_slice(x),
+                    }
+                    if let Some(factors) = factors {
+                        y.iter_mut().zip(factors).for_each(|(y, f)| *y *= f);
+                    }
                 }
-                normed
+                entered
             }
         };
         match &self.weights {

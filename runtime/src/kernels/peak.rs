@@ -36,7 +36,7 @@ pub fn float(kernels: &Kernels) -> f64 {
 }
 
 fn layer(weights: Weights) -> Linear {
-    Linear { norm: None, weights, bias: bias_panels(&[0.; NR]), activation: Activation::None }
+    Linear { norm: None, factors: None, weights, bias: bias_panels(&[0.; NR]), activation: Activation::None }
 }
 
 fn best(k: usize, mut f: impl FnMut()) -> f64 {

@@ -1,5 +1,5 @@
-//! Linear layers: MatMul or Gemm with constant weights, and what follows them: bias, per-channel scale (LayerScale),
-//! element-wise function, residual.
+//! Linear layers: MatMul or Gemm with constant weights, factors of their inputs, and what follows them: bias, per-channel
+//! scale (LayerScale), element-wise function, residual.
 
 use super::constant::{Constant, constant, quantized};
 use super::{Fused, Lowered, Rewrites, fused_index};
@@ -13,6 +13,7 @@ use crate::onnx::{DType, Graph, NodeProto, Uses, elements};
 struct Found {
     nodes: Vec<usize>,
     input: String,
+    factors: Option<Vec<f32>>,
     quant: Option<InputQuant>,
     weight: Constant,
     /// Whether the weight is stored `[k][n]`, as for MatMul.
@@ -33,6 +34,7 @@ pub fn run(l: &mut Lowered, kernels: &Kernels, per_token: bool) -> Result<()> {
             continue;
         }
         let Some(mut found) = head(&l.graph, &uses, i, per_token) else { continue };
+        enter(&l.graph, &uses, &r, &mut found);
         extend(l, &uses, &r, &mut found);
         if let Some(note) = found.note.take() {
             l.notes.insert(found.output.clone(), note);
@@ -41,6 +43,7 @@ pub fn run(l: &mut Lowered, kernels: &Kernels, per_token: bool) -> Result<()> {
         inputs.extend(found.residual.as_deref());
         let linear = Linear {
             norm: None,
+            factors: found.factors.take(),
             weights: pack(kernels, &found),
             bias: bias_panels(&found.bias),
             activation: found.activation,
@@ -85,6 +88,7 @@ fn head(g: &Graph, uses: &Uses, i: usize, per_token: bool) -> Option<Found> {
     let mut found = Found {
         nodes: vec![i],
         input: x.into(),
+        factors: None,
         quant: None,
         weight,
         by_input,
@@ -97,6 +101,26 @@ fn head(g: &Graph, uses: &Uses, i: usize, per_token: bool) -> Option<Found> {
     };
     choose_quant(g, uses, per_token, &mut found);
     Some(found)
+}
+
+/// Takes a product with a constant row before the layer.
+fn enter(g: &Graph, uses: &Uses, r: &Rewrites, f: &mut Found) {
+    let Some(at) = uses.producer(&f.input).filter(|&at| r.is_free(at)) else { return };
+    let n = &g.nodes[at];
+    let [a, b] = n.input.as_slice() else { return };
+    if n.op_type() != "Mul" || !n.domain().is_empty() {
+        return;
+    }
+    let Some(inputs) = g.shape(&f.input).and_then(|s| s.last().copied()) else { return };
+    for (x, row) in [(a, b), (b, a)] {
+        if !g.initializers.contains_key(x)
+            && g.fact(x) == g.fact(&f.input)
+            && let Some(factors) = per_column(g, row, inputs)
+        {
+            (f.factors, f.input) = (Some(factors), x.clone());
+            return;
+        }
+    }
 }
 
 /// Integers where both sides are quantized; else float, with a note where only one is.
