@@ -232,8 +232,8 @@ impl Search<'_> {
         Ok(tried)
     }
 
-    /// The model with channels evened out where that is predicted to help; where some of these are between layers, first
-    /// without those. Nothing where it is nowhere, or where the float model would answer otherwise.
+    /// The model with channels evened out where that is predicted to help: by constants; with products, too; between layers,
+    /// too. Nothing where it is nowhere, or where the float model would answer otherwise.
     fn evened(&self, ground: &Ground<'_>, sites: &[Site], kind: Activations) -> Result<Vec<Ground<'static>>> {
         // Where every row has a range of its own, a product is not worth its time.
         let sites = sites.iter().filter(|s| kind == Activations::Static || s.by != By::Product);
@@ -242,10 +242,11 @@ impl Search<'_> {
             let factors = smooth::factors(&ground.graph, &ground.layers, site, &ground.statistics, kind)?;
             chosen.extend(factors.map(|f| (site, f)));
         }
-        chosen.sort_by_key(|(site, _)| site.by == By::Layer);
-        let without = chosen.iter().filter(|(site, _)| site.by != By::Layer).count();
+        chosen.sort_by_key(|(site, _)| site.by);
+        let up_to = |by: By| chosen.partition_point(|(site, _)| site.by <= by);
+        let counts = BTreeSet::from([By::Constants, By::Product, By::Layer].map(up_to));
         let mut even = vec![];
-        for count in BTreeSet::from([without, chosen.len()]).into_iter().filter(|n| *n > 0) {
+        for count in counts.into_iter().filter(|n| *n > 0) {
             even.extend(self.evened_at(ground, &chosen[..count])?);
         }
         Ok(even)

@@ -26,14 +26,14 @@ pub struct Site {
 }
 
 /// What divides the channels of a value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum By {
     /// Constants of a LayerNorm or of attention's value projection.
     Constants,
-    /// Constants of another layer, with nothing but what scales with its input in between.
-    Layer,
     /// A product that is put before the layers; it costs a little time.
     Product,
+    /// Constants of another layer, with nothing but what scales with its input in between.
+    Layer,
 }
 
 /// A constant that is divided along an axis.
@@ -50,6 +50,8 @@ struct Divide {
 const WORTH_IT: f64 = 0.9;
 /// The same where that takes a product of its own.
 const WORTH_A_PRODUCT: f64 = 0.5;
+/// So many rows for each channel tell how far it reaches. A classifier behind pooling sees one row of each picture.
+const ROWS: usize = 2;
 
 /// Finds the places of a graph.
 ///
@@ -235,6 +237,9 @@ pub fn factors(
     }
     let Some(seen) = seen.filter(|m| m.rows() > 0) else { return Ok(None) };
     let width = seen.extremes().len();
+    if site.by == By::Product && seen.rows() < ROWS * width {
+        return Ok(None);
+    }
     let noise = Noise::new(seen, &parts, kind);
     let reach: Vec<f32> = seen.extremes().iter().map(|(low, high)| high.max(-low)).collect();
     let mut largest = vec![0f32; width];
