@@ -282,7 +282,8 @@ impl Part {
         let (outputs, groups) = (l.shape[l.out_axis], m.groups());
         let inputs = elements(&l.shape) / outputs.max(1);
         let channels = m.extremes().len();
-        let fits = m.mean(0).len() == inputs && outputs % groups == 0 && (inputs * groups) % channels.max(1) == 0;
+        let whole = outputs.is_multiple_of(groups) && (inputs * groups).is_multiple_of(channels);
+        let fits = m.mean(0).len() == inputs && whole;
         if !fits || channels == 0 {
             return Ok(None);
         }
