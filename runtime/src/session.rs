@@ -155,7 +155,7 @@ impl Session {
         }
         memory::start_to_recycle();
         let plan = &self.plan;
-        let outputs = self.exec.install(|| wire::guarded(|| plan.run(values))).map_err(engine)?;
+        let outputs = wire::guarded(|| plan.run(values)).map_err(engine)?;
         outputs
             .iter()
             .map(|v| {

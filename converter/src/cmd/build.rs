@@ -157,6 +157,11 @@ fn plan(target: &str, route: Route, profile: &str, tls: bool) -> Result<Plan, Er
     }
     // Cargo forgets the profile's `strip` for a package with settings of its own.
     words.extend(["--", "-C", "strip=symbols"].map(String::from));
+    let rust_lld = route == Route::System && target == "aarch64-unknown-linux-musl";
+    if rust_lld {
+        // Functions that are the same machine code once.
+        words.extend(["-C", "link-arg=--icf=all"].map(String::from));
+    }
     let mut environment = vec![];
     if route == Route::System {
         let upper = target.to_uppercase().replace('-', "_");

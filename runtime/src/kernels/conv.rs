@@ -3,7 +3,7 @@
 
 use super::depthwise::{Depthwise, Taps};
 use super::linear::{InputQuant, Linear, Rows, Weights, widen};
-use super::rows::RowQuant;
+use super::rows::{Quants, RowQuant};
 use super::{MR_I8, room};
 use crate::exec::Exec;
 use std::cell::RefCell;
@@ -55,7 +55,6 @@ struct Scratch {
 struct Gathered {
     bytes: Vec<u8>,
     wide: Vec<i16>,
-    quants: Vec<RowQuant>,
     floats: Vec<f32>,
 }
 
@@ -221,9 +220,7 @@ impl Conv {
                 let bytes = room(&mut s.bytes, padded * stride);
                 g.gather(canvas, b * block, &mut bytes[..pixels * stride], stride);
                 widen(weights, bytes, &mut s.wide);
-                s.quants.clear();
-                s.quants.resize(padded, quant);
-                let rows = Rows { bytes, wide: &s.wide, quants: &s.quants };
+                let rows = Rows { bytes, wide: &s.wide, quants: Quants::Shared(quant) };
                 linear.integer_block(exec.kernels, weights, &rows, None, out);
             });
         });
@@ -340,6 +337,7 @@ mod tests {
                             weights,
                             bias: bias_panels(&bias),
                             activation,
+                            then: vec![],
                         })
                     };
                     let mut out = vec![f32::NAN; g.output.iter().product()];

@@ -53,7 +53,12 @@ impl Copy {
             [(_, stride)] => strided(&x[self.offset..], *stride, out),
             [(_, stride), inner @ ..] => {
                 let one: usize = inner.iter().map(|a| a.0).product();
-                exec.chunks(out, one, &|i, out| nested(&x[self.offset + i * stride..], inner, out));
+                let few = out.len().div_ceil(one * exec.threads()).max(1);
+                exec.chunks(out, few * one, &|i, out| {
+                    for (j, out) in out.chunks_mut(one).enumerate() {
+                        nested(&x[self.offset + (i * few + j) * stride..], inner, out);
+                    }
+                });
             }
         }
     }

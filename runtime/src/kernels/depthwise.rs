@@ -337,6 +337,7 @@ mod tests {
                     weights,
                     bias: bias_panels(&SelfTest::input(seed + 1, n)),
                     activation,
+                    then: vec![],
                 }
             };
             let values = SelfTest::input(5, 9 * c);

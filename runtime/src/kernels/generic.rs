@@ -11,6 +11,7 @@ pub static KERNELS: Kernels = Kernels {
     flip: 0,
     tile_i8,
     panel_i8,
+    pairs: false,
     tile_f32,
     tile_i16: None,
     rows: ROWS,
@@ -55,7 +56,7 @@ pub unsafe fn panel_i8_of<const FMA: bool>(
         let (mut sums, mut out) = ([[0; NR]; MR_I8], [[0.; NR]; MR_I8]);
         // SAFETY: the caller's contract.
         unsafe { tile(&pointers, job.panel, &mut sums) };
-        rows::rescale::<FMA>(&sums, quants, job, &mut out);
+        rows::rescale::<FMA>(&sums, &quants, job, &mut out);
         rows::activate_integers::<FMA>(job.activation, out.as_flattened_mut());
         // SAFETY: the caller's contract.
         unsafe { rows::write(&out, &target) };
@@ -103,7 +104,7 @@ pub unsafe fn tile_f32_of<const FMA: bool>(
 macro_rules! row_fns {
     ($fma:literal $(, $feature:literal)?) => {
         pub(super) const ROWS: RowFns = RowFns {
-            range, quantize, magnitude, round_i16, layer_norm, finish_f32, activate, add, exponentials, depthwise_i8, depthwise_f32,
+            range, quantize, magnitude, round_i16, layer_norm, finish_f32, activate, round, add, exponentials, depthwise_i8, depthwise_f32,
         };
         $(#[target_feature(enable = $feature)])?
         fn range(x: &[f32]) -> (f32, f32) {
@@ -133,6 +134,10 @@ macro_rules! row_fns {
         $(#[target_feature(enable = $feature)])?
         fn activate(activation: Activation, x: &mut [f32]) {
             rows::activate::<$fma>(activation, x);
+        }
+        $(#[target_feature(enable = $feature)])?
+        fn round(x: &mut [f32], factor: f32, grid: $crate::kernels::requantize::Grid) {
+            rows::round(x, factor, grid);
         }
         $(#[target_feature(enable = $feature)])?
         fn add(x: &mut [f32], y: &[f32]) {

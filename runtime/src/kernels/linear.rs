@@ -1,9 +1,11 @@
 //! A linear layer over rows: normalize, quantize, multiply, finish, in one pass over blocks of rows.
 
-use super::rows::{Activation, Norm, RowQuant, Target};
+use super::requantize::{Grid, Table};
+use super::rows::{Activation, Norm, Quants, RowQuant, Target};
 use super::{F32Weights, I8Weights, Kernels, MR_F32, MR_I8, NR, PanelJob, room};
 use crate::exec::Exec;
 use std::cell::RefCell;
+use std::ops::Range;
 
 /// How the rows that enter an integer layer are quantized.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -57,10 +59,23 @@ pub struct Linear {
     pub bias: Vec<[f32; NR]>,
     /// Function after the bias.
     pub activation: Activation,
+    /// What follows, in this order; where there is something, the residual is added by its [`Step::Residual`].
+    pub then: Vec<Step>,
+}
+
+/// What happens to finished rows, in files that round to integers between operators.
+#[derive(Clone, Debug)]
+pub enum Step {
+    /// Rounding.
+    Round(Grid),
+    /// Rounding and an element-wise function.
+    Table(Table),
+    /// Adding the residual.
+    Residual,
 }
 
 /// Rows handled at once: their quantized form stays in the L1 or L2 cache; a multiple of both tile heights.
-const BLOCK: usize = 48;
+const BLOCK: usize = 72;
 
 #[derive(Default)]
 struct Scratch {
@@ -210,13 +225,29 @@ impl Linear {
                 entered
             }
         };
+        let added = residual.filter(|_| self.then.is_empty());
         match &self.weights {
             Weights::I8(weights, _) => {
                 quantize_rows(kernels, x, k, quant, weights, &mut s.bytes, &mut s.wide, &mut s.quants);
-                let rows = Rows { bytes: &s.bytes, wide: &s.wide, quants: &s.quants };
-                self.integer_block(kernels, weights, &rows, residual, out);
+                let quants = match quant {
+                    InputQuant::Static { .. } => Quants::Shared(s.quants[0]),
+                    _ => Quants::Each(&s.quants),
+                };
+                let rows = Rows { bytes: &s.bytes, wide: &s.wide, quants };
+                self.integer_block(kernels, weights, &rows, added, out);
             }
-            Weights::F32(_) => self.float_block(kernels, x, residual, out),
+            Weights::F32(_) => self.float_block(kernels, x, added, out),
+        }
+        for step in &self.then {
+            match step {
+                Step::Round(grid) => grid.round(kernels, out),
+                Step::Table(table) => table.apply(kernels, out),
+                Step::Residual => {
+                    let residual = residual.expect("a residual for its step");
+                    // SAFETY: `kernels` came from `available`.
+                    unsafe { (kernels.rows.add)(out, residual) };
+                }
+            }
         }
     }
 
@@ -233,10 +264,14 @@ impl Linear {
         out: &mut [f32],
     ) {
         let target = Output::of(self.n(), residual, out);
-        for (p, bias) in self.bias.iter().enumerate() {
+        let full = self.n() / NR;
+        let mut p = 0;
+        while p < self.bias.len() {
+            let next = if kernels.pairs && p + 2 <= full { p + 2 } else { p + 1 };
             let target = target.tile(0, target.rows, p);
             // SAFETY: the target lies inside `out` and `residual`.
-            unsafe { integer_panel(kernels, weights, p, rows, (bias, self.activation), target) };
+            unsafe { integer_panels(kernels, weights, p..next, rows, (&self.bias, self.activation), target) };
+            p = next;
         }
     }
 
@@ -348,26 +383,26 @@ pub struct Rows<'a> {
     pub bytes: &'a [u8],
     /// As i16, where the weights want it.
     pub wide: &'a [i16],
-    /// How each row was quantized.
-    pub quants: &'a [RowQuant],
+    /// How they were quantized.
+    pub quants: Quants<'a>,
 }
 
-/// Multiplies quantized rows with panel `p` into the target.
+/// Multiplies quantized rows with one panel into the target, or with two if the kernel takes pairs.
 ///
 /// # Safety
-/// The target's pointers must be valid for its rows and columns.
+/// The target's pointers must be valid for its rows and columns, of each panel.
 ///
 /// # Panics
 /// When there are fewer rows than the target wants, rounded up to the tile.
-pub unsafe fn integer_panel(
+unsafe fn integer_panels(
     kernels: &Kernels,
     weights: &I8Weights,
-    p: usize,
+    panels: Range<usize>,
     rows: &Rows,
-    (bias, activation): (&[f32; NR], Activation),
+    (bias, activation): (&[[f32; NR]], Activation),
     target: Target,
 ) {
-    let panel = &weights.panels[p];
+    let panel = &weights.panels[panels.start];
     let stride = weights.row_bytes();
     let needed = target.rows.next_multiple_of(MR_I8);
     let (first, stride) = if panel.is_wide() {
@@ -377,7 +412,17 @@ pub unsafe fn integer_panel(
         assert!(rows.bytes.len() >= needed * stride);
         (rows.bytes.as_ptr(), stride)
     };
-    let job = PanelJob { rows: first, stride, quants: &rows.quants[..needed], panel, bias, activation, target };
+    assert!(!matches!(rows.quants, Quants::Each(quants) if quants.len() < needed));
+    let job = PanelJob {
+        rows: first,
+        stride,
+        quants: rows.quants,
+        panel,
+        bias: &bias[panels.start],
+        second: (panels.len() == 2).then(|| (&weights.panels[panels.start + 1], &bias[panels.start + 1])),
+        activation,
+        target,
+    };
     // SAFETY: `kernels` came from `available`; there are enough rows of the panel's kind; the target by contract.
     unsafe { (kernels.panel_i8)(&job) };
 }

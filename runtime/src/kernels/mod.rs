@@ -24,7 +24,7 @@ mod tests;
 mod x86_64;
 
 pub use pack::{Body, F32Weights, I8Panel, I8Weights};
-pub use rows::{Activation, Norm, RowQuant, Target};
+pub use rows::{Activation, Norm, Quants, RowQuant, Target};
 
 use crate::error::{Error, Result};
 
@@ -89,6 +89,8 @@ pub struct Kernels {
     /// # Safety
     /// The CPU must have the instruction set; see [`PanelJob`].
     pub panel_i8: unsafe fn(job: &PanelJob),
+    /// Whether [`Kernels::panel_i8`] takes two panels at once.
+    pub pairs: bool,
     /// Float tile: sums over `k` of row × column; `b` is `[k][NR]`. Each row of sums starts `stride` floats after the
     /// one before it.
     ///
@@ -113,12 +115,15 @@ pub struct PanelJob<'a> {
     pub rows: *const u8,
     /// Bytes from one row to the next.
     pub stride: usize,
-    /// How each row was quantized; [`MR_I8`] a tile.
-    pub quants: &'a [RowQuant],
+    /// How the rows were quantized.
+    pub quants: Quants<'a>,
     /// The weights.
     pub panel: &'a I8Panel,
     /// Bias of the panel's columns.
     pub bias: &'a [f32; NR],
+    /// For kernels that take [pairs](Kernels::pairs): the panel and bias of the next [`NR`] columns; the target then has as
+    /// many for each of them.
+    pub second: Option<(&'a I8Panel, &'a [f32; NR])>,
     /// Function after the bias.
     pub activation: Activation,
     /// Where finished rows go.
@@ -137,14 +142,22 @@ impl PanelJob<'_> {
     /// First activation of each of `M` rows from row `m` on, how they were quantized, and the part of the target that
     /// they fill.
     #[inline(always)]
-    fn block<const M: usize>(&self, m: usize) -> ([*const u8; M], &[RowQuant; M], Target) {
+    fn block<const M: usize>(&self, m: usize) -> ([*const u8; M], [RowQuant; M], Target) {
         let rows = std::array::from_fn(|i| self.rows.wrapping_add((m + i) * self.stride));
-        let quants = self.quants[m..].first_chunk().expect("rows are padded to whole tiles");
+        let quants = match self.quants {
+            Quants::Shared(quant) => [quant; M],
+            Quants::Each(quants) => *quants[m..].first_chunk().expect("rows are padded to whole tiles"),
+        };
         let t = &self.target;
         let residual = if t.residual.is_null() { t.residual } else { t.residual.wrapping_add(m * t.stride) };
         let out = t.out.wrapping_add(m * t.stride);
         (rows, quants, Target { out, residual, rows: M.min(t.rows - m), ..*t })
     }
+}
+
+/// erf(x), absolute error below 5e-7.
+pub fn erf(x: f32) -> f32 {
+    math::erf::<false>(x)
 }
 
 impl Kernels {

@@ -2,7 +2,7 @@
 //! reaches is judged against this.
 
 use super::linear::{InputQuant, Linear, Rows, Weights, bias_panels};
-use super::{Activation, F32Weights, I8Weights, Kernels, NR, RowQuant};
+use super::{Activation, F32Weights, I8Weights, Kernels, NR, Quants, RowQuant};
 use std::time::Instant;
 
 /// Rows and inputs: with one panel of weights they fill two thirds of a first-level cache of 32 KiB.
@@ -21,7 +21,7 @@ pub fn int8(kernels: &Kernels) -> f64 {
     let bytes = vec![7; ROWS * weights.row_bytes()];
     let wide = vec![7; bytes.len()];
     let layer = layer(Weights::I8(weights.clone(), InputQuant::PerRow));
-    let rows = Rows { bytes: &bytes, wide: &wide, quants: &[RowQuant { scale: 1., zero: 0 }; ROWS] };
+    let rows = Rows { bytes: &bytes, wide: &wide, quants: Quants::Each(&[RowQuant { scale: 1., zero: 0 }; ROWS]) };
     let mut out = [0.; ROWS * NR];
     best(k, || layer.integer_block(kernels, &weights, &rows, None, &mut out))
 }
@@ -36,7 +36,14 @@ pub fn float(kernels: &Kernels) -> f64 {
 }
 
 fn layer(weights: Weights) -> Linear {
-    Linear { norm: None, factors: None, weights, bias: bias_panels(&[0.; NR]), activation: Activation::None }
+    Linear {
+        norm: None,
+        factors: None,
+        weights,
+        bias: bias_panels(&[0.; NR]),
+        activation: Activation::None,
+        then: vec![],
+    }
 }
 
 fn best(k: usize, mut f: impl FnMut()) -> f64 {

@@ -1,4 +1,4 @@
-//! Rounding to a grid of integers, in float.
+//! Rounding to a grid of integers, in float, and functions of what was rounded.
 
 use super::Kernels;
 use super::linear::InputQuant;
@@ -36,15 +36,42 @@ impl Requantize {
     }
 }
 
-/// Adding and taking it off again rounds numbers below 2²² to integers.
-const ROUND: f32 = 12_582_912.;
-
 impl Grid {
-    /// `scale · clamp(round(x / scale), low, high)`, ties to even, into `out` of the same length. NaN becomes the lowest.
-    pub fn round(self, x: &[f32], out: &mut [f32]) {
-        for (x, y) in x.iter().zip(out) {
-            let steps = (x / self.scale).max(self.low).min(self.high);
-            *y = ((steps + ROUND) - ROUND) * self.scale;
+    /// `scale · clamp(round(x / scale), low, high)` in place, ties to even. NaN becomes the lowest.
+    pub fn round(self, kernels: &Kernels, x: &mut [f32]) {
+        self.round_product(kernels, x, 1.);
+    }
+
+    /// As [`Grid::round`] for `x · factor`.
+    pub fn round_product(self, kernels: &Kernels, x: &mut [f32], factor: f32) {
+        // SAFETY: `kernels` came from `available`.
+        unsafe { (kernels.rows.round)(x, factor, self) };
+    }
+}
+
+/// An element-wise function of a value that is rounded to 256 steps first: looked up instead of computed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Table {
+    /// Step.
+    pub scale: f32,
+    /// Which of the 256 stands for zero.
+    pub zero: u8,
+    /// Result for each.
+    pub values: Box<[f32; 256]>,
+}
+
+/// Values looked up at once: their places stay in the first-level cache.
+const PLACES: usize = 512;
+
+impl Table {
+    /// Rounds and looks up, in place.
+    pub fn apply(&self, kernels: &Kernels, x: &mut [f32]) {
+        let mut places = [0; PLACES];
+        for x in x.chunks_mut(PLACES) {
+            let places = &mut places[..x.len()];
+            // SAFETY: `kernels` came from `available`.
+            unsafe { (kernels.rows.quantize)(x, 1. / self.scale, f32::from(self.zero), 0, places) };
+            x.iter_mut().zip(places).for_each(|(v, place)| *v = self.values[usize::from(*place)]);
         }
     }
 }
@@ -52,22 +79,38 @@ impl Grid {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::available;
 
     #[test]
     fn as_quantize_and_dequantize_say() {
         let grid = Grid { scale: 0.5, low: -3., high: 252. };
-        let x = [0.1, 0.25, 0.75, -0.24, -9., 1000., 126., f32::NAN, f32::INFINITY];
-        let mut y = [0.; 9];
-        grid.round(&x, &mut y);
-        assert_eq!(y, [0., 0., 1., 0., -1.5, 126., 126., -1.5, 126.]);
+        for kernels in available() {
+            let mut x = [0.1, 0.25, 0.75, -0.24, -9., 1000., 126., f32::NAN, f32::INFINITY];
+            grid.round(kernels, &mut x);
+            assert_eq!(x, [0., 0., 1., 0., -1.5, 126., 126., -1.5, 126.], "{}", kernels.name);
+        }
+    }
+
+    #[test]
+    fn a_table_is_the_function_of_the_rounded_value() {
+        let (scale, zero) = (0.25, 100u8);
+        let value = |place: usize| (place as f32 - f32::from(zero)) * scale;
+        let table = Table { scale, zero, values: Box::new(std::array::from_fn(|p| value(p).powi(2))) };
+        for kernels in available() {
+            let mut x: Vec<f32> = (0..1000).map(|i| i as f32 * 0.09 - 40.).collect();
+            let want: Vec<f32> =
+                x.iter().map(|v| ((v / scale).round_ties_even().clamp(-100., 155.) * scale).powi(2)).collect();
+            table.apply(kernels, &mut x);
+            assert_eq!(x, want, "{}", kernels.name);
+        }
     }
 
     #[test]
     fn a_range_of_its_own_reaches_both_ends() {
         let kernels = crate::kernels::detect().unwrap();
         let x = [-1., 0., 0.3, 1.55];
-        let mut y = [0.; 4];
-        Requantize::Whole.grid(kernels, &x).round(&x, &mut y);
+        let mut y = x;
+        Requantize::Whole.grid(kernels, &x).round(kernels, &mut y);
         assert!(x.iter().zip(y).all(|(x, y)| (x - y).abs() < 0.0051), "{y:?}");
     }
 }

@@ -3,6 +3,7 @@
 
 use super::depthwise::DepthwiseRow;
 use super::math::{self, fma};
+use super::requantize::Grid;
 use super::{MR_I8, NR, PanelJob, TileF32, TileI8};
 
 /// LayerNorm's parameters, `[k]` each.
@@ -45,6 +46,15 @@ pub struct RowQuant {
     pub scale: f32,
     /// Stored value of 0.
     pub zero: i32,
+}
+
+/// How the rows of a job were quantized.
+#[derive(Clone, Copy, Debug)]
+pub enum Quants<'a> {
+    /// All alike: the zero point's share and the scale are the same for each row of a panel, found once.
+    Shared(RowQuant),
+    /// Each by itself; [`MR_I8`] a tile.
+    Each(&'a [RowQuant]),
 }
 
 /// Where a tile's finished rows go: `out[row · stride + column]`, after adding the same element of the residual.
@@ -94,6 +104,8 @@ pub struct RowFns {
     pub finish_f32: unsafe fn(sums: &mut TileF32, bias: &[f32; NR], activation: Activation, target: &Target),
     /// Applies an activation in place.
     pub activate: unsafe fn(activation: Activation, x: &mut [f32]),
+    /// `scale · clamp(round(x · factor / scale), low, high)` in place, ties to even; NaN becomes the lowest.
+    pub round: unsafe fn(x: &mut [f32], factor: f32, grid: Grid),
     /// x[i] = x[i] + y[i].
     pub add: unsafe fn(x: &mut [f32], y: &[f32]),
     /// `exp(scale · x − largest)` of the first `n` values in place, those after them any value; returns the factor
@@ -339,6 +351,18 @@ pub unsafe fn write(tile: &[[f32; NR]], t: &Target) {
                 }
             }
         }
+    }
+}
+
+/// Adding and taking it off again rounds numbers below 2²² to integers.
+const ROUND: f32 = 12_582_912.;
+
+#[inline(always)]
+pub fn round(x: &mut [f32], factor: f32, grid: Grid) {
+    let steps = factor / grid.scale;
+    for v in x {
+        let q = smaller(larger(grid.low, *v * steps), grid.high);
+        *v = ((q + ROUND) - ROUND) * grid.scale;
     }
 }
 

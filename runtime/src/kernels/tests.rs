@@ -145,43 +145,51 @@ fn panels_finish_their_rows() {
                 stored[m * one.row_bytes()] = (value(m) + 100) as u8 ^ kernels.flip;
             }
             let zero = if kernels.flip == 0 { 100 } else { 100 - 128 };
-            let quants = vec![RowQuant { scale: 0.05, zero }; padded];
-            for (activation, reference, bound) in [
-                (Activation::None, (|x| x) as fn(f64) -> f64, 1e-5),
-                (Activation::Relu, |x: f64| x.max(0.), 1e-5),
-                (Activation::Gelu, gelu, 1e-4),
-                (Activation::Silu, |x: f64| x / (1.0 + (-x).exp()), 1e-3),
-            ] {
-                let mut out = vec![f32::NAN; rows * 20];
-                let residual: Vec<f32> = (0..out.len()).map(|i| i as f32).collect();
-                let job = PanelJob {
-                    rows: stored.as_ptr(),
-                    stride: one.row_bytes(),
-                    quants: &quants,
-                    panel: &one.panels[0],
-                    bias: &[0.25; NR],
-                    activation,
-                    target: Target {
-                        out: out.as_mut_ptr(),
-                        residual: residual.as_ptr(),
-                        stride: 20,
-                        rows,
-                        columns: NR,
-                    },
-                };
-                // SAFETY: `available` returned the kernel; the target lies inside `out` and `residual`.
-                unsafe { (kernels.panel_i8)(&job) };
-                for m in 0..rows {
-                    for n in 0..20 {
-                        let (got, at) = (f64::from(out[m * 20 + n]), m * 20 + n);
-                        if n >= NR {
-                            assert!(got.is_nan(), "{} wrote past column {NR}", kernels.name);
-                            continue;
+            let quant = RowQuant { scale: 0.05, zero };
+            let each = vec![quant; padded];
+            for quants in [Quants::Shared(quant), Quants::Each(&each)] {
+                for (activation, reference, bound) in [
+                    (Activation::None, (|x| x) as fn(f64) -> f64, 1e-5),
+                    (Activation::Relu, |x: f64| x.max(0.), 1e-5),
+                    (Activation::Gelu, gelu, 1e-4),
+                    (Activation::Silu, |x: f64| x / (1.0 + (-x).exp()), 1e-3),
+                ] {
+                    let mut out = vec![f32::NAN; rows * 20];
+                    let residual: Vec<f32> = (0..out.len()).map(|i| i as f32).collect();
+                    let job = PanelJob {
+                        rows: stored.as_ptr(),
+                        stride: one.row_bytes(),
+                        quants,
+                        panel: &one.panels[0],
+                        bias: &[0.25; NR],
+                        second: None,
+                        activation,
+                        target: Target {
+                            out: out.as_mut_ptr(),
+                            residual: residual.as_ptr(),
+                            stride: 20,
+                            rows,
+                            columns: NR,
+                        },
+                    };
+                    // SAFETY: `available` returned the kernel; the target lies inside `out` and `residual`.
+                    unsafe { (kernels.panel_i8)(&job) };
+                    for m in 0..rows {
+                        for n in 0..20 {
+                            let (got, at) = (f64::from(out[m * 20 + n]), m * 20 + n);
+                            if n >= NR {
+                                assert!(got.is_nan(), "{} wrote past column {NR}", kernels.name);
+                                continue;
+                            }
+                            let x = f64::from(value(m)) * 0.05 + 0.25;
+                            let error = (got - at as f64 - reference(x)).abs() / x.abs().max(1.0);
+                            // The residual is added in float32.
+                            assert!(
+                                error < bound + at as f64 * 1e-7,
+                                "{} {activation:?} of {x}: {error:e}",
+                                kernels.name
+                            );
                         }
-                        let x = f64::from(value(m)) * 0.05 + 0.25;
-                        let error = (got - at as f64 - reference(x)).abs() / x.abs().max(1.0);
-                        // The residual is added in float32.
-                        assert!(error < bound + at as f64 * 1e-7, "{} {activation:?} of {x}: {error:e}", kernels.name);
                     }
                 }
             }

@@ -104,6 +104,9 @@ impl Fused {
                 let fits = norm.gamma.len() == width && norm.beta.len() == width && elements(first) == elements(output);
                 need(fits, || format!("width {} for {first:?} to {output:?}", norm.gamma.len()))
             }
+            Fused::Table(_) => {
+                need(elements(first) == elements(output), || format!("{first:?} to {output:?} element by element"))
+            }
             Fused::Copy(c) => {
                 let sizes: Vec<usize> = c.axes.iter().map(|a| a.0).collect();
                 let fits = sizes.iter().all(|&n| n > 0) && product(&sizes) == product(output);

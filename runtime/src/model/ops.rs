@@ -7,7 +7,7 @@ use crate::kernels::copy::Copy;
 use crate::kernels::depthwise::Bottleneck;
 use crate::kernels::linear::{Linear, Weights};
 use crate::kernels::merge::{Match, Merge};
-use crate::kernels::requantize::Requantize;
+use crate::kernels::requantize::{Requantize, Table};
 use crate::kernels::{Activation, Norm};
 use std::fmt;
 use tract_onnx::prelude::*;
@@ -36,6 +36,8 @@ pub enum Fused {
     Activation(Activation),
     /// Rounds to the integers that a file quantizes to.
     Requantize(Requantize),
+    /// An element-wise function of values that are rounded to 256 steps.
+    Table(Table),
     /// Moves data.
     Copy(Copy),
 }
@@ -55,6 +57,7 @@ impl Fused {
             Fused::LayerNorm(_) => "layer_norm",
             Fused::Activation(_) => "activation",
             Fused::Requantize(_) => "requantize",
+            Fused::Table(_) => "table",
             Fused::Copy(_) => "copy",
         }
     }
@@ -82,7 +85,8 @@ impl Fused {
             Fused::Bottleneck(b) => b.macs(),
             Fused::Attention(a) => a.macs(),
             Fused::Match(m) => m.macs(),
-            Fused::Merge(_) | Fused::LayerNorm(_) | Fused::Activation(_) | Fused::Requantize(_) | Fused::Copy(_) => 0,
+            Fused::Merge(_) | Fused::LayerNorm(_) | Fused::Activation(_) => 0,
+            Fused::Requantize(_) | Fused::Table(_) | Fused::Copy(_) => 0,
         }
     }
 
@@ -109,7 +113,17 @@ impl Fused {
             Fused::Requantize(r) => {
                 let size = out.len().div_ceil(exec.threads()).next_multiple_of(1024);
                 let grid = r.grid(exec.kernels, inputs[0]);
-                exec.chunks(out, size, &|b, out| grid.round(&inputs[0][b * size..][..out.len()], out));
+                exec.chunks(out, size, &|b, out| {
+                    out.copy_from_slice(&inputs[0][b * size..][..out.len()]);
+                    grid.round(exec.kernels, out);
+                });
+            }
+            Fused::Table(table) => {
+                let size = out.len().div_ceil(exec.threads()).next_multiple_of(1024);
+                exec.chunks(out, size, &|b, out| {
+                    out.copy_from_slice(&inputs[0][b * size..][..out.len()]);
+                    table.apply(exec.kernels, out);
+                });
             }
             Fused::Activation(a) => {
                 let size = out.len().div_ceil(exec.threads()).next_multiple_of(1024);

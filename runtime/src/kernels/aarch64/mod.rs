@@ -19,6 +19,7 @@ const PLAIN: Kernels = Kernels {
     flip: 0x80,
     tile_i8: widening::tile,
     panel_i8: widening::panel,
+    pairs: false,
     tile_f32: float::tile,
     tile_i16: None,
     rows: ROWS,
@@ -96,11 +97,11 @@ macro_rules! panel_of {
         while m < padded {
             if (padded - m) % TALL == 0 {
                 let (rows, quants, target) = $job.block::<TALL>(m);
-                finish(&$block(&rows, $job.panel), quants, $job, &target);
+                finish(&$block(&rows, $job.panel), &quants, $job, &target);
                 m += TALL;
             } else {
                 let (rows, quants, target) = $job.block::<MR_I8>(m);
-                finish(&$block(&rows, $job.panel), quants, $job, &target);
+                finish(&$block(&rows, $job.panel), &quants, $job, &target);
                 m += MR_I8;
             }
         }

@@ -16,10 +16,13 @@ pub fn run(head: &Head, out: &Output, s: &mut Scratch, scores: &mut [f32]) {
     // k as the weights of a linear layer q → scores, v as those of scores → output.
     let (x, [token, dim]) = head.view(&a.k);
     pack(&mut s.keys, nk, d, x, token, dim);
+    if let Some((factor, grid)) = a.grids.k {
+        grid.round_product(head.kernels, &mut s.keys, factor);
+    }
     let (x, [token, dim]) = head.view(&a.v);
     pack(&mut s.values, a.dim_v, nk, x, dim, token);
     let (x, [token, dim]) = head.view(&a.q);
-    let direct = dim == 1;
+    let direct = dim == 1 && a.grids.q.is_none();
     for m in (0..nq).step_by(MR_F32) {
         // Past the end, the last row again.
         let row = |i: usize| (m + i).min(nq - 1) * token;
@@ -27,6 +30,9 @@ pub fn run(head: &Head, out: &Output, s: &mut Scratch, scores: &mut [f32]) {
             s.queries.clear();
             for i in 0..MR_F32 {
                 s.queries.extend((0..d).map(|k| x[row(i) + k * dim]));
+            }
+            if let Some((factor, grid)) = a.grids.q {
+                grid.round_product(head.kernels, &mut s.queries, factor);
             }
         }
         let q: [*const f32; MR_F32] = std::array::from_fn(|i| match direct {
@@ -38,7 +44,13 @@ pub fn run(head: &Head, out: &Output, s: &mut Scratch, scores: &mut [f32]) {
             // room for all panels.
             unsafe { (head.kernels.tile_f32)(&q, d, panel.as_ptr(), scores.as_mut_ptr().add(p * NR), padded) };
         }
-        let factors = head.exponentials(m, a.scale, scores);
+        let mut factors = head.exponentials(m, 1., scores);
+        if let Some(grid) = a.grids.probabilities {
+            for (scores, factor) in scores.chunks_exact_mut(padded).zip(&mut factors) {
+                grid.round_product(head.kernels, scores, *factor);
+                *factor = 1.;
+            }
+        }
         let p: [*const f32; MR_F32] = std::array::from_fn(|i| scores[i * padded..].as_ptr());
         for (c, panel) in s.values.chunks_exact(nk * NR).enumerate() {
             let mut tile = [[0.; NR]; MR_F32];

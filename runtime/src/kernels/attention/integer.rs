@@ -3,6 +3,7 @@
 //! q, k and v are rounded to a common step for the head, probabilities to one for each row. The steps are as fine as
 //! they may be without a sum ever leaving 32 bits.
 
+use super::super::requantize::Grid;
 use super::super::{TileFnI16, room};
 use super::{Head, HeadView, MR_F32, NR, Output};
 
@@ -20,21 +21,27 @@ pub struct Scratch {
 
 /// Largest magnitude of v: 13 bits with the sign.
 const LARGEST_V: f32 = 4095.;
+/// With as many keys, 8-bit probabilities times such values still fit a sum.
+const MOST_KEYS: usize = 2048;
 
 /// Returns false, having written nothing, where the CPU has no such tile or a value is not finite.
 pub fn run(head: &Head, out: &Output, s: &mut Scratch, scores: &mut [f32]) -> bool {
     let a = head.attention;
-    let Some(tile_i16) = head.kernels.tile_i16 else { return false };
+    let Some(tile_i16) = head.kernels.tile_i16.filter(|_| a.grids.probabilities.is_none() || a.keys <= MOST_KEYS)
+    else {
+        return false;
+    };
     let (nq, nk, pairs) = (a.queries, a.keys, a.dim.div_ceil(2));
     // A sum of `dim` products stays below 2³¹.
     let largest = (2f32.powi(31) / (2 * pairs) as f32).sqrt().floor().min(32767.) - 1.;
     let padded = nk.next_multiple_of(NR);
-    let Some(q_step) = integers(head, &a.q, [nq, a.dim], largest, &mut s.gathered, &mut s.queries) else {
+    let (q, k) = ((&a.q, a.grids.q), (&a.k, a.grids.k));
+    let Some(q_step) = integers(head, q, [nq, a.dim], largest, &mut s.gathered, &mut s.queries) else {
         return false;
     };
-    let Some(k_step) = integers(head, &a.k, [nk, a.dim], largest, &mut s.gathered, &mut s.rows) else { return false };
+    let Some(k_step) = integers(head, k, [nk, a.dim], largest, &mut s.gathered, &mut s.rows) else { return false };
     pack_keys(&s.rows, nk, pairs, &mut s.keys);
-    let Some(v_step) = integers(head, &a.v, [nk, a.dim_v], LARGEST_V, &mut s.gathered, &mut s.rows) else {
+    let Some(v_step) = integers(head, (&a.v, None), [nk, a.dim_v], LARGEST_V, &mut s.gathered, &mut s.rows) else {
         return false;
     };
     pack_values(&s.rows, nk, a.dim_v, &mut s.values);
@@ -43,12 +50,16 @@ pub fn run(head: &Head, out: &Output, s: &mut Scratch, scores: &mut [f32]) -> bo
         // Past the end, the last row again.
         let q = std::array::from_fn(|i| s.queries[(m + i).min(nq - 1) * 2 * pairs..].as_ptr());
         multiply(tile_i16, &q, pairs, &s.keys, scores, padded);
-        let mut factors = head.exponentials(m, a.scale * q_step * k_step, scores);
+        let mut factors = head.exponentials(m, q_step * k_step, scores);
         for ((p, scores), factor) in
-            s.probabilities.chunks_exact_mut(padded).zip(scores.chunks_exact(padded)).zip(&mut factors)
+            s.probabilities.chunks_exact_mut(padded).zip(scores.chunks_exact_mut(padded)).zip(&mut factors)
         {
             // The row's exponentials, at most 1 each, sum to 1/factor: no sum with v leaves 32 bits, rounding included.
-            let scale = 32767f32.min((2f32.powi(31) / LARGEST_V - nk as f32) * *factor);
+            let mut scale = 32767f32.min((2f32.powi(31) / LARGEST_V - nk as f32) * *factor);
+            if let Some(grid) = a.grids.probabilities {
+                grid.round_product(head.kernels, scores, *factor);
+                (scale, *factor) = (1. / grid.scale, 1.);
+            }
             // SAFETY: `kernels` came from `available`.
             unsafe { (head.kernels.rows.round_i16)(scores, scale, p) };
             p[nk..].fill(0);
@@ -82,19 +93,22 @@ fn multiply(
 }
 
 /// Rounds a head's `[n][width]` values to multiples of a step, at most `largest` of them; rows are padded with a zero to
-/// an even width. Returns the step, or nothing where a value is not finite.
+/// an even width. Where they are rounded to a grid, its step is taken. Returns the step, or nothing where a value is not finite.
 fn integers(
     head: &Head,
-    view: &HeadView,
+    (view, grid): (&HeadView, Option<(f32, Grid)>),
     [n, width]: [usize; 2],
     largest: f32,
     gathered: &mut Vec<f32>,
     out: &mut Vec<i16>,
 ) -> Option<f32> {
     let (mut x, [mut token, dim]) = head.view(view);
-    if dim != 1 && width != 1 {
+    if grid.is_some() || (dim != 1 && width != 1) {
         gathered.clear();
         gathered.extend((0..n).flat_map(|t| (0..width).map(move |d| x[t * token + d * dim])));
+        if let Some((factor, grid)) = grid {
+            grid.round_product(head.kernels, gathered, factor);
+        }
         (x, token) = (gathered, width);
     }
     let rows = &head.kernels.rows;
@@ -103,7 +117,11 @@ fn integers(
     if !magnitude.is_finite() {
         return None;
     }
-    let step = if magnitude > 1e-30 { magnitude / largest } else { 1. };
+    let step = match grid {
+        Some((_, grid)) => grid.scale,
+        None if magnitude > 1e-30 => magnitude / largest,
+        None => 1.,
+    };
     let stride = width.next_multiple_of(2);
     for (t, out) in room(out, n * stride).chunks_exact_mut(stride).enumerate() {
         // SAFETY: as above.

@@ -3,6 +3,7 @@
 mod float;
 mod integer;
 
+use super::requantize::Grid;
 use super::rows::LANES;
 use super::{Kernels, MR_F32, NR};
 use crate::exec::Exec;
@@ -59,9 +60,26 @@ pub struct Attention {
     pub key_bias: Option<usize>,
     /// Strides of batch, head, query and dim in the output.
     pub out: [usize; 4],
+    /// Where a file rounds to 8-bit integers on the way.
+    pub grids: Grids,
     /// Multiply in 16-bit integers where the CPU does that faster; q, k and v then are rounded to 12 bits or more of
     /// their largest value in the head, probabilities to 11 or more of the largest in the row.
     pub integer: bool,
+}
+
+/// Rounding between the operators that attention is made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Grids {
+    /// Of queries times a factor.
+    pub q: Option<(f32, Grid)>,
+    /// Of keys times a factor.
+    pub k: Option<(f32, Grid)>,
+    /// Of q·k times a factor, before [`Attention::scale`].
+    pub product: Option<(f32, Grid)>,
+    /// Of what enters the softmax.
+    pub scores: Option<Grid>,
+    /// Of what leaves it.
+    pub probabilities: Option<Grid>,
 }
 
 #[derive(Default)]
@@ -133,14 +151,18 @@ impl Head<'_> {
         (&self.inputs[v.input][v.offset + self.b * batch + self.h * head..], [token, dim])
     }
 
-    /// Turns scores of the queries from `m` on, times `scale`, into exponentials; returns the factors that make each
-    /// row sum to 1.
-    fn exponentials(&self, m: usize, scale: f32, scores: &mut [f32]) -> [f32; MR_F32] {
+    /// Turns products of the queries from `m` on with all keys, in units of `step`, into exponentials; returns the factors
+    /// that make each row sum to 1.
+    fn exponentials(&self, m: usize, step: f32, scores: &mut [f32]) -> [f32; MR_F32] {
         let a = self.attention;
         let mut factors = [0.; MR_F32];
         let rows = scores.chunks_exact_mut(a.keys.next_multiple_of(NR));
         for (i, (factor, scores)) in factors.iter_mut().zip(rows).enumerate().take(a.queries - m) {
-            let mut scale = scale;
+            let mut scale = step * a.scale;
+            if let Some((factor, grid)) = a.grids.product {
+                grid.round_product(self.kernels, scores, step * factor);
+                scale = a.scale;
+            }
             if !a.biases.is_empty() || a.key_bias.is_some() {
                 scores.iter_mut().for_each(|v| *v *= scale);
                 scale = 1.;
@@ -154,6 +176,10 @@ impl Head<'_> {
                 let at = (plane * a.queries + m + i) * a.keys;
                 // SAFETY: `kernels` came from `available`.
                 unsafe { (self.kernels.rows.add)(scores, &bias.values[at..at + a.keys]) };
+            }
+            if let Some(grid) = a.grids.scores {
+                grid.round_product(self.kernels, scores, scale);
+                scale = 1.;
             }
             // SAFETY: as above.
             *factor = unsafe { (self.kernels.rows.exponentials)(scores, a.keys, scale) };

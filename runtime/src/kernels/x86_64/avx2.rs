@@ -13,6 +13,7 @@ pub static KERNELS: Kernels = Kernels {
     flip: 0,
     tile_i8,
     panel_i8,
+    pairs: false,
     tile_f32,
     tile_i16: Some(tile_i16),
     rows: ROWS,
@@ -45,7 +46,7 @@ unsafe fn panel_i8(job: &PanelJob) {
         // SAFETY: the caller's contract.
         unsafe {
             let acc = multiply(&pointers, job.panel);
-            let mut out = rescale(&acc, quants, job);
+            let mut out = rescale(&acc, &quants, job);
             if job.activation != Activation::None {
                 rows::activate_integers::<true>(job.activation, out.as_flattened_mut());
             }

@@ -4,7 +4,7 @@ use super::super::depthwise::DepthwiseRow;
 use super::super::generic::row_fns;
 use super::super::math;
 use super::super::pack::Group;
-use super::super::rows::{self, Activation, ChannelScale, Norm, RowFns, RowQuant, Target};
+use super::super::rows::{self, Activation, ChannelScale, Norm, Quants, RowFns, Target};
 use super::super::{Body, GROUP, I8Panel, Kernels, Layout, MR_F32, MR_I8, NR, PanelJob, TileF32, TileI8};
 use std::arch::x86_64::*;
 
@@ -14,6 +14,7 @@ pub static KERNELS: Kernels = Kernels {
     flip: 0,
     tile_i8,
     panel_i8,
+    pairs: true,
     tile_f32,
     tile_i16: Some(tile_i16),
     rows: FUNCTIONS,
@@ -49,8 +50,9 @@ const BLOCK: usize = 12;
 unsafe fn tile_i8(rows: &[*const u8; MR_I8], panel: &I8Panel, sums: &mut TileI8) {
     // SAFETY: the caller's contract; a row of sums holds NR = 16 integers.
     unsafe {
-        let acc: [_; MR_I8] = multiply(rows[0], rows[1].offset_from_unsigned(rows[0]), groups(panel));
-        for (sums, acc) in sums.iter_mut().zip(acc) {
+        let stride = rows[1].offset_from_unsigned(rows[0]);
+        let acc: [_; MR_I8] = multiply(rows[0], stride, [groups(panel)], [_mm512_setzero_si512()]);
+        for (sums, [acc]) in sums.iter_mut().zip(acc) {
             _mm512_storeu_si512(sums.as_mut_ptr().cast(), acc);
         }
     }
@@ -69,11 +71,11 @@ unsafe fn panel_i8(job: &PanelJob) {
     // SAFETY: the caller's contract; NR = 16 values are a vector.
     unsafe {
         match job.activation {
-            Activation::None => finished(job, |x| x),
-            Activation::Gelu => finished(job, |x| gelu(x)),
-            Activation::Silu => finished(job, |x| silu(x)),
-            Activation::Relu => finished(job, |x| _mm512_max_ps(x, _mm512_setzero_ps())),
-            other => finished(job, |x| {
+            Activation::None => any(job, |x| x),
+            Activation::Gelu => any(job, |x| gelu(x)),
+            Activation::Silu => any(job, |x| silu(x)),
+            Activation::Relu => any(job, |x| _mm512_max_ps(x, _mm512_setzero_ps())),
+            other => any(job, |x| {
                 let mut y = [0.; NR];
                 _mm512_storeu_ps(y.as_mut_ptr(), x);
                 rows::activate_integers::<true>(other, &mut y);
@@ -83,24 +85,83 @@ unsafe fn panel_i8(job: &PanelJob) {
     }
 }
 
-/// Multiplies all rows and applies `activate` to what comes out.
+/// Multiplies all rows with the job's one or two panels and applies `activate` to what comes out.
 ///
 /// # Safety
 /// See [`Kernels::panel_i8`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
-unsafe fn finished(job: &PanelJob, activate: impl Fn(__m512) -> __m512 + Copy) {
+unsafe fn any(job: &PanelJob, activate: impl Fn(__m512) -> __m512 + Copy) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        match job.second {
+            None => finished(job, [(job.panel, job.bias)], activate),
+            Some(second) => finished(job, [(job.panel, job.bias), second], activate),
+        }
+    }
+}
+
+/// As [`any`], for `P` panels.
+///
+/// # Safety
+/// See [`Kernels::panel_i8`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
+unsafe fn finished<const P: usize>(
+    job: &PanelJob,
+    panels: [(&I8Panel, &[f32; NR]); P],
+    activate: impl Fn(__m512) -> __m512 + Copy,
+) {
+    let weights = panels.map(|(panel, _)| groups(panel));
+    // SAFETY: the caller's contract; scale, sum and bias hold NR = 16 values.
+    unsafe {
+        let scale = panels.map(|(panel, _)| _mm512_loadu_ps(panel.scale.as_ptr()));
+        let sum = panels.map(|(panel, _)| _mm512_loadu_si512(panel.sum.as_ptr().cast()));
+        let bias = panels.map(|(_, bias)| _mm512_loadu_ps(bias.as_ptr()));
+        match job.quants {
+            Quants::Shared(quant) => {
+                let start = sum.map(|sum| _mm512_mullo_epi32(_mm512_set1_epi32(-quant.zero), sum));
+                let scale = scale.map(|scale| _mm512_mul_ps(_mm512_set1_ps(quant.scale), scale));
+                let finish = |_, p: usize, acc| activate(_mm512_fmadd_ps(_mm512_cvtepi32_ps(acc), scale[p], bias[p]));
+                blocks(job, weights, start, finish);
+            }
+            Quants::Each(quants) => {
+                assert!(quants.len() >= job.target.rows);
+                let finish = |row: usize, p: usize, acc| {
+                    let quant = *quants.get_unchecked(row);
+                    let correction = _mm512_mullo_epi32(_mm512_set1_epi32(quant.zero), sum[p]);
+                    let exact = _mm512_cvtepi32_ps(_mm512_sub_epi32(acc, correction));
+                    activate(_mm512_fmadd_ps(exact, _mm512_mul_ps(_mm512_set1_ps(quant.scale), scale[p]), bias[p]))
+                };
+                blocks(job, weights, [_mm512_setzero_si512(); P], finish);
+            }
+        }
+    }
+}
+
+/// Multiplies all rows, sums beginning at `start`; `finish` turns the sums of a wanted row and a panel into outputs.
+///
+/// # Safety
+/// See [`Kernels::panel_i8`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
+unsafe fn blocks<const P: usize>(
+    job: &PanelJob,
+    weights: [&[Group]; P],
+    start: [__m512i; P],
+    finish: impl Fn(usize, usize, __m512i) -> __m512 + Copy,
+) {
     let rows = job.target.rows.next_multiple_of(MR_I8);
     let mut m = 0;
     // SAFETY: the caller's contract; no block reaches past the padded rows.
     unsafe {
         while m + BLOCK <= rows {
-            block::<BLOCK>(job, m, activate);
+            block::<BLOCK, P>(job, m, weights, start, finish);
             m += BLOCK;
         }
         match rows - m {
-            8 => block::<8>(job, m, activate),
-            4 => block::<4>(job, m, activate),
+            8 => block::<8, P>(job, m, weights, start, finish),
+            4 => block::<4, P>(job, m, weights, start, finish),
             _ => {}
         }
     }
@@ -112,30 +173,36 @@ unsafe fn finished(job: &PanelJob, activate: impl Fn(__m512) -> __m512 + Copy) {
 /// See [`Kernels::panel_i8`]; there must be so many rows, padding included.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
-unsafe fn block<const M: usize>(job: &PanelJob, m: usize, activate: impl Fn(__m512) -> __m512) {
-    let (pointers, quants, target) = job.block::<M>(m);
+unsafe fn block<const M: usize, const P: usize>(
+    job: &PanelJob,
+    m: usize,
+    weights: [&[Group]; P],
+    start: [__m512i; P],
+    finish: impl Fn(usize, usize, __m512i) -> __m512 + Copy,
+) {
+    let (pointers, _, target) = job.block::<M>(m);
     let wanted = (1u32 << target.columns).wrapping_sub(1) as __mmask16;
-    // SAFETY: the caller's contract; scale, sum and bias hold NR = 16 values, the mask keeps to the target's columns.
+    // SAFETY: the caller's contract; the mask keeps to the target's columns.
     unsafe {
-        let acc: [_; M] = multiply(pointers[0], job.stride, groups(job.panel));
-        let weight = _mm512_loadu_ps(job.panel.scale.as_ptr());
-        let sum = _mm512_loadu_si512(job.panel.sum.as_ptr().cast());
-        let bias = _mm512_loadu_ps(job.bias.as_ptr());
-        for (i, (acc, RowQuant { scale, zero })) in acc.iter().zip(quants).enumerate().take(target.rows) {
-            let correction = _mm512_mullo_epi32(_mm512_set1_epi32(*zero), sum);
-            let exact = _mm512_cvtepi32_ps(_mm512_sub_epi32(*acc, correction));
-            let scale = _mm512_mul_ps(_mm512_set1_ps(*scale), weight);
-            let mut y = activate(_mm512_fmadd_ps(exact, scale, bias));
-            let at = i * target.stride;
-            if !target.residual.is_null() {
-                y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(wanted, target.residual.add(at)));
-            }
-            if target.columns == NR {
-                _mm512_storeu_ps(target.out.add(at), y);
-            } else {
-                _mm512_mask_storeu_ps(target.out.add(at), wanted, y);
-            }
+        let acc: [[_; P]; M] = multiply(pointers[0], job.stride, weights, start);
+        // Row by row in the source, so that the sums stay in their registers: a loop would index them in memory.
+        macro_rules! rows {
+            ($($i:literal)*) => { $(if $i < M && $i < target.rows {
+                for p in 0..P {
+                    let mut y = finish(m + $i, p, acc[$i % M][p]);
+                    let at = $i * target.stride + p * NR;
+                    if !target.residual.is_null() {
+                        y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(wanted, target.residual.add(at)));
+                    }
+                    if target.columns == NR {
+                        _mm512_storeu_ps(target.out.add(at), y);
+                    } else {
+                        _mm512_mask_storeu_ps(target.out.add(at), wanted, y);
+                    }
+                }
+            })* };
         }
+        rows!(0 1 2 3 4 5 6 7 8 9 10 11);
     }
 }
 
@@ -395,21 +462,29 @@ fn silu(x: __m512) -> __m512 {
     _mm512_mul_ps(x, _mm512_rcp14_ps(_mm512_add_ps(_mm512_set1_ps(1.), e)))
 }
 
-/// The sums of `M` rows, `stride` bytes apart.
+/// `start` and the sums of `M` rows, `stride` bytes apart, with `P` panels. Two panels at once load each activation once
+/// for both: with one, the load port is busier than the multipliers.
 ///
 /// # Safety
-/// Each row must hold [`GROUP`] bytes for each group.
+/// Each row must hold [`GROUP`] bytes for each group, of which each panel has as many.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
-unsafe fn multiply<const M: usize>(rows: *const u8, stride: usize, groups: &[Group]) -> [__m512i; M] {
-    let mut acc = [_mm512_setzero_si512(); M];
-    for (g, weights) in groups.iter().enumerate() {
+unsafe fn multiply<const M: usize, const P: usize>(
+    rows: *const u8,
+    stride: usize,
+    panels: [&[Group]; P],
+    start: [__m512i; P],
+) -> [[__m512i; P]; M] {
+    let mut acc = [start; M];
+    for g in 0..panels[0].len() {
         // SAFETY: the caller's contract; a group is one vector.
         unsafe {
-            let weights = _mm512_load_si512(weights.0.as_ptr().cast());
+            let weights = panels.map(|groups| _mm512_load_si512(groups.as_ptr().add(g).cast()));
             for (m, acc) in acc.iter_mut().enumerate() {
-                let x = rows.add(m * stride + g * GROUP).cast::<i32>().read_unaligned();
-                *acc = _mm512_dpbusd_epi32(*acc, _mm512_set1_epi32(x), weights);
+                let x = _mm512_set1_epi32(rows.add(m * stride + g * GROUP).cast::<i32>().read_unaligned());
+                for p in 0..P {
+                    acc[p] = _mm512_dpbusd_epi32(acc[p], x, weights[p]);
+                }
             }
         }
     }

@@ -1,10 +1,12 @@
 //! Scaled dot-product attention around a Softmax: `softmax(scale · q kᵀ + bias) v`, with the reshapes, transposes and
 //! slices before and after it read as strides.
 
+use super::pairs::Pair;
 use super::view::{View, strides, trace};
 use super::{Fused, Lowered, Rewrites, fused_index};
 use crate::kernels::Kernels;
-use crate::kernels::attention::{Attention, HeadView, ScoreBias};
+use crate::kernels::attention::{Attention, Grids, HeadView, ScoreBias};
+use crate::kernels::requantize::Grid;
 use crate::onnx::{DType, Graph, NodeProto, Uses, elements, shape_of};
 
 struct Found {
@@ -51,9 +53,22 @@ fn find(g: &Graph, uses: &Uses, softmax: usize) -> Option<Found> {
     }
     let mut scale = 1.;
     let (mut biases, mut key_bias) = (vec![], None);
+    let (mut grids, mut product_grid) = (Grids::default(), None);
     // Upwards to the product of q and k.
     let mut value = n.input_name(0).to_string();
     let product = loop {
+        if let Some(pair) = Pair::before_one(g, uses, &value) {
+            let grid = eight_bits(&pair)?;
+            let of_product = uses.producer(pair.input(g)).is_some_and(|i| g.nodes[i].op_type() == "MatMul");
+            match nodes.len() {
+                1 => grids.scores = Some(grid),
+                _ if of_product => product_grid = Some(grid),
+                _ => return None,
+            }
+            nodes.extend([pair.quantize, pair.dequantize]);
+            value = pair.input(g).into();
+            continue;
+        }
         let i = uses.producer(&value)?;
         uses.only_consumer(&value)?;
         let n = &g.nodes[i];
@@ -85,8 +100,16 @@ fn find(g: &Graph, uses: &Uses, softmax: usize) -> Option<Found> {
     };
     // Both sides, looking through a scalar factor.
     let n = &g.nodes[product];
-    let mut side = |input: &str| -> Option<View> {
+    let mut side_scale = 1.;
+    let mut side = |input: &str, grid: &mut Option<(f32, Grid)>| -> Option<View> {
         let mut name = input.to_string();
+        if let Some(pair) = Pair::before_one(g, uses, &name)
+            && let Some(i) = uses.producer(pair.input(g))
+            && let Some((rest, s)) = scaled(g, g.nodes[i].op_type(), &g.nodes[i].input)
+        {
+            *grid = Some((s, eight_bits(&pair)?));
+            return trace(g, uses, &rest);
+        }
         // The factor may stand before or after the transposition.
         for _ in 0..3 {
             let Some(i) = uses.producer(&name) else { break };
@@ -95,7 +118,7 @@ fn find(g: &Graph, uses: &Uses, softmax: usize) -> Option<Found> {
                 break;
             }
             let Some((rest, s)) = scaled(g, p.op_type(), &p.input) else { break };
-            scale *= s;
+            side_scale *= s;
             name = rest;
         }
         let mut v = trace(g, uses, &name)?;
@@ -107,18 +130,28 @@ fn find(g: &Graph, uses: &Uses, softmax: usize) -> Option<Found> {
             // Only where the factor's result is laid out like its input.
             if inner.axes.iter().map(|a| a.0).collect::<Vec<_>>() == g.shape(&v.root)? {
                 let compose = compose(&v, &inner)?;
-                scale *= s;
+                side_scale *= s;
                 v = compose;
             }
         }
         Some(v)
     };
-    let q = side(n.input_name(0))?;
-    let k = side(n.input_name(1))?;
+    let q = side(n.input_name(0), &mut grids.q)?;
+    let k = side(n.input_name(1), &mut grids.k)?;
+    match product_grid {
+        Some(grid) => grids.product = Some((side_scale, grid)),
+        None => scale *= side_scale,
+    }
     // Downwards: the product with v, then the way back to tokens × width.
-    let times_v = uses.only_consumer(&g.nodes[softmax].output[0])?;
+    let mut probabilities = &g.nodes[softmax].output[0];
+    if let Some(pair) = Pair::after(g, uses, probabilities) {
+        grids.probabilities = Some(eight_bits(&pair)?);
+        nodes.extend([pair.quantize, pair.dequantize]);
+        probabilities = &g.nodes[pair.dequantize].output[0];
+    }
+    let times_v = uses.only_consumer(probabilities)?;
     let n = &g.nodes[times_v];
-    if n.op_type() != "MatMul" || n.input_name(0) != g.nodes[softmax].output[0] {
+    if n.op_type() != "MatMul" || n.input_name(0) != probabilities {
         return None;
     }
     nodes.push(times_v);
@@ -185,9 +218,29 @@ fn find(g: &Graph, uses: &Uses, softmax: usize) -> Option<Found> {
         inputs.push(name);
         inputs.len() - 1
     });
-    let attention =
-        Attention { batch, heads, queries, keys, dim, dim_v, q, k, v, scale, biases, key_bias, out, integer: false };
+    let attention = Attention {
+        batch,
+        heads,
+        queries,
+        keys,
+        dim,
+        dim_v,
+        q,
+        k,
+        v,
+        scale,
+        biases,
+        key_bias,
+        out,
+        grids,
+        integer: false,
+    };
     Some(Found { nodes, attention, inputs, output })
+}
+
+/// The grid of a pair that rounds to 8 bits.
+fn eight_bits(pair: &Pair) -> Option<Grid> {
+    matches!(pair.parameters.dtype, DType::Uint8 | DType::Int8).then_some(pair.grid)
 }
 
 /// Where q, k and v come from layers in integers, their products need no more precision than 16-bit integers have.

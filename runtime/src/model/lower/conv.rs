@@ -229,7 +229,8 @@ impl Found {
                     Weights::F32(F32Weights::pack(oc, k, |row, i| values[at(row, i)]))
                 }
             };
-            let linear = Linear { norm: None, factors: None, weights, bias: bias_panels(&bias), activation };
+            let linear =
+                Linear { norm: None, factors: None, weights, bias: bias_panels(&bias), activation, then: vec![] };
             return match geometry.is_pointwise() {
                 true => Fused::Linear(Box::new(linear)),
                 false => Fused::Conv(Box::new(Conv { geometry, filter: Filter::Dense(linear) })),

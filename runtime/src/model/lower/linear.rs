@@ -2,11 +2,13 @@
 //! scale (LayerScale), element-wise function, residual.
 
 use super::constant::{Constant, constant, quantized};
+use super::pairs::Pair;
 use super::{Fused, Lowered, Rewrites, fused_index};
 use crate::error::Result;
-use crate::kernels::linear::{InputQuant, Linear, Weights, bias_panels};
+use crate::kernels::linear::{InputQuant, Linear, Step, Weights, bias_panels};
 use crate::kernels::{Activation, F32Weights, I8Weights, Kernels};
 use crate::model::check::EXACT_INPUTS;
+use crate::model::qdq::MOVES;
 use crate::onnx::{DType, Graph, NodeProto, Uses, elements};
 
 /// A linear layer as found: `x · W · scale + bias`.
@@ -22,6 +24,7 @@ struct Found {
     bias: Vec<f32>,
     activation: Activation,
     residual: Option<String>,
+    then: Vec<Step>,
     output: String,
     note: Option<String>,
 }
@@ -47,6 +50,7 @@ pub fn run(l: &mut Lowered, kernels: &Kernels, per_token: bool) -> Result<()> {
             weights: pack(kernels, &found),
             bias: bias_panels(&found.bias),
             activation: found.activation,
+            then: found.then,
         };
         let new = l.node(Fused::Linear(Box::new(linear)), &inputs, &found.output);
         r.replace(&found.nodes, new);
@@ -96,10 +100,12 @@ fn head(g: &Graph, uses: &Uses, i: usize, per_token: bool) -> Option<Found> {
         bias,
         activation: Activation::None,
         residual: None,
+        then: vec![],
         output: output.clone(),
         note: None,
     };
     choose_quant(g, uses, per_token, &mut found);
+    found.input = same_rows(g, uses, &found.input, k).into();
     Some(found)
 }
 
@@ -121,6 +127,17 @@ fn enter(g: &Graph, uses: &Uses, r: &Rewrites, f: &mut Found) {
             return;
         }
     }
+}
+
+/// The value that reshapes made the rows of `k` elements from.
+fn same_rows<'a>(g: &'a Graph, uses: &Uses, mut x: &'a str, k: usize) -> &'a str {
+    while let Some(n) = uses.producer(x).map(|i| &g.nodes[i])
+        && n.op_type() == "Reshape"
+        && g.fact(n.input_name(0)).is_some_and(|(dtype, shape)| dtype == DType::Float && shape.last() == Some(&k))
+    {
+        x = n.input_name(0);
+    }
+    x
 }
 
 /// Integers where both sides are quantized; else float, with a note where only one is.
@@ -162,34 +179,84 @@ fn per_column(g: &Graph, name: &str, n: usize) -> Option<Vec<f32>> {
 
 /// Takes the nodes that follow.
 fn extend(l: &Lowered, uses: &Uses, r: &Rewrites, f: &mut Found) {
+    // A reshape is taken only together with what comes after it.
+    let mut taken = (f.nodes.len(), f.output.clone());
+    while let Some(shape_only) = take_next(l, uses, r, f) {
+        if !shape_only {
+            taken = (f.nodes.len(), f.output.clone());
+        }
+    }
+    f.nodes.truncate(taken.0);
+    f.output = taken.1;
+}
+
+/// Takes what comes next, if it may be; says whether that was a reshape.
+fn take_next(l: &Lowered, uses: &Uses, r: &Rewrites, f: &mut Found) -> Option<bool> {
     let g = &l.graph;
     let n = f.bias.len();
-    while let Some(next) = uses.only_consumer(&f.output).filter(|&i| r.is_free(i)) {
-        let node = &g.nodes[next];
-        let operand = node.input.iter().find(|i| **i != f.output);
-        let values = operand.and_then(|o| per_column(g, o, n));
-        let plain = f.activation == Activation::None;
-        match (node.op_type(), values) {
-            ("Add", Some(b)) if plain => f.bias.iter_mut().zip(b).for_each(|(x, b)| *x += b),
-            ("Mul", Some(s)) if plain => {
-                f.bias.iter_mut().zip(&s).for_each(|(x, s)| *x *= s);
-                f.scale.iter_mut().zip(&s).for_each(|(x, s)| *x *= s);
-            }
-            ("Add", None) => {
-                let Some(residual) = operand.filter(|o| is_residual(g, o, &f.output)) else { return };
-                f.residual = Some(residual.clone());
-                f.nodes.push(next);
-                f.output = node.output[0].clone();
-                return;
-            }
-            _ => match l.fused_of(node) {
-                Some(Fused::Activation(a)) if plain => f.activation = *a,
-                _ => return,
-            },
-        }
-        f.nodes.push(next);
-        f.output = node.output[0].clone();
+    if f.residual.is_some() && f.then.is_empty() {
+        return None;
     }
+    if let Some(pair) = Pair::after(g, uses, &f.output).filter(|p| r.is_free(p.quantize) && r.is_free(p.dequantize)) {
+        let output = &g.nodes[pair.dequantize].output[0];
+        if is_read_by_layer(g, uses, output, 8) {
+            return None;
+        }
+        f.then.push(Step::Round(pair.grid));
+        f.nodes.extend([pair.quantize, pair.dequantize]);
+        f.output.clone_from(output);
+        return Some(false);
+    }
+    let next = uses.only_consumer(&f.output).filter(|&i| r.is_free(i))?;
+    let node = &g.nodes[next];
+    let operand = node.input.iter().find(|i| **i != f.output);
+    let values = operand.and_then(|o| per_column(g, o, n));
+    let plain = f.activation == Activation::None && f.then.is_empty();
+    let mut shape_only = false;
+    match (node.op_type(), values) {
+        ("Add", Some(b)) if plain => f.bias.iter_mut().zip(b).for_each(|(x, b)| *x += b),
+        ("Mul", Some(s)) if plain => {
+            f.bias.iter_mut().zip(&s).for_each(|(x, s)| *x *= s);
+            f.scale.iter_mut().zip(&s).for_each(|(x, s)| *x *= s);
+        }
+        ("Add", None) if f.residual.is_none() => {
+            f.residual = Some(operand.filter(|o| is_residual(g, o, &f.output))?.clone());
+            if !f.then.is_empty() || Pair::after(g, uses, &node.output[0]).is_some() {
+                f.then.push(Step::Residual);
+            }
+        }
+        ("Reshape", _) if g.shape(&node.output[0]).is_some_and(|s| s.last() == Some(&n)) => shape_only = true,
+        _ => match l.fused_of(node)? {
+            Fused::Activation(a) if plain => f.activation = *a,
+            Fused::Table(table) => {
+                // It rounds by itself.
+                if matches!(f.then.last(), Some(Step::Round(grid)) if grid.scale == table.scale) {
+                    f.then.pop();
+                }
+                f.then.push(Step::Table(table.clone()));
+            }
+            _ => return None,
+        },
+    }
+    f.nodes.push(next);
+    f.output = node.output[0].clone();
+    Some(shape_only)
+}
+
+/// Whether a layer with constant weights reads a value, perhaps moved, so that it takes the value's quantization.
+fn is_read_by_layer(g: &Graph, uses: &Uses, value: &str, steps: usize) -> bool {
+    uses.consumers(value).iter().any(|&i| {
+        let n = &g.nodes[i];
+        let constant = |name: &str| match uses.producer(name) {
+            None => true,
+            Some(p) => g.initializers.contains_key(g.nodes[p].input_name(0)),
+        };
+        match n.op_type() {
+            "MatMul" | "Gemm" | "Conv" => n.input_name(0) == value && constant(n.input_name(1)),
+            op if MOVES.contains(&op) && steps > 0 => n.output.iter().any(|o| is_read_by_layer(g, uses, o, steps - 1)),
+            _ => false,
+        }
+    })
 }
 
 /// Whether a value may be added to an operator's output as it leaves it.

@@ -10,7 +10,9 @@ mod elementwise;
 mod linear;
 mod merge;
 mod movement;
+mod pairs;
 mod requantize;
+mod table;
 mod view;
 
 use super::ops::Fused;
@@ -35,6 +37,8 @@ pub struct Lowered {
 /// Lowers a graph for a kernel. `per_token` makes layers with int8 weights and float activations run in integers.
 pub fn lower(graph: Graph, kernels: &Kernels, per_token: bool) -> Result<Lowered> {
     let mut l = Lowered { graph, fused: vec![], notes: HashMap::new() };
+    pairs::run(&mut l);
+    table::run(&mut l);
     elementwise::run(&mut l);
     merge::run(&mut l);
     attention::run(&mut l);

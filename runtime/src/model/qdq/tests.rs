@@ -212,3 +212,113 @@ fn graphs_without_quantization_are_left_alone() {
     assert!(!normalize(&mut g));
     assert_eq!(g.nodes, before);
 }
+
+/// Builds graphs in which every value is rounded, as ONNX Runtime's static quantization writes them.
+struct Rounded {
+    constants: Vec<TensorProto>,
+    nodes: Vec<NodeProto>,
+}
+
+impl Rounded {
+    fn name(&self) -> String {
+        format!("v{}", self.nodes.len())
+    }
+
+    /// A node whose output is rounded to multiples of `step`.
+    fn node(&mut self, op: &str, inputs: &[&str], attributes: Vec<crate::onnx::AttributeProto>, step: f32) -> String {
+        let [raw, s, z, q, out] = ["raw", "s", "z", "q", "out"].map(|part| format!("{}.{part}", self.name()));
+        self.nodes.push(NodeProto::of(op, inputs, &[&raw], attributes));
+        self.constants.extend([scale(&s, &[step]), ints(&z, DType::Uint8, &[], &[128])]);
+        self.nodes.push(node("QuantizeLinear", &[&raw, &s, &z], &[&q]));
+        self.nodes.push(node("DequantizeLinear", &[&q, &s, &z], &[&out]));
+        out
+    }
+
+    fn constant(&mut self, shape: &[usize], values: &[f32]) -> String {
+        let name = format!("c{}", self.constants.len());
+        self.constants.push(f32_tensor(&name, shape, values));
+        name
+    }
+
+    fn shape(&mut self, shape: &[i64]) -> String {
+        let name = format!("c{}", self.constants.len());
+        let raw = shape.iter().flat_map(|v| v.to_le_bytes()).collect();
+        self.constants.push(tensor(&name, DType::Int64, &[shape.len()], raw));
+        name
+    }
+
+    /// A layer of `k` inputs and `n` outputs; its weights differ from layer to layer.
+    fn layer(&mut self, x: &str, [k, n]: [usize; 2], step: f32) -> String {
+        let [w, s, z, d] = ["w", "ws", "wz", "wd"].map(|part| format!("{}.{part}", self.name()));
+        let values: Vec<i64> = (0..k * n).map(|i| ((i * 37 + self.nodes.len() * 11) % 255) as i64 - 127).collect();
+        self.constants.extend([
+            ints(&w, DType::Int8, &[k, n], &values),
+            scale(&s, &vec![0.008; n]),
+            ints(&z, DType::Int8, &[n], &vec![0; n]),
+        ]);
+        self.nodes.push(NodeProto::of("DequantizeLinear", &[&w, &s, &z], &[&d], vec![attr::int("axis", 1)]));
+        self.node("MatMul", &[x, &d], vec![], step)
+    }
+}
+
+#[test]
+fn a_block_with_every_operator_quantized_is_a_few_fused_ones() {
+    let mut b = Rounded { constants: vec![], nodes: vec![] };
+    let perm = |p: &[i64]| vec![attr::ints("perm", p)];
+    let x = b.node("Identity", &["x"], vec![], 0.05);
+    // Attention: 6 tokens, 2 heads of 4, laid out as timm's export.
+    let (parts, step) = (b.layer(&x, [8, 24], 0.03), 0.03);
+    let shape = b.shape(&[1, 6, 3, 2, 4]);
+    let parts = b.node("Reshape", &[&parts, &shape], vec![], step);
+    let parts = b.node("Transpose", &[&parts], perm(&[2, 0, 3, 1, 4]), step);
+    let [q, k, v] = [0, 1, 2].map(|i| {
+        let index = b.shape(&[i]);
+        let index_of = b.constants.last_mut().unwrap();
+        index_of.dims.clear();
+        b.node("Gather", &[&parts, &index], vec![attr::int("axis", 0)], step)
+    });
+    let factor = b.constant(&[], &[0.7]);
+    let q = b.node("Mul", &[&q, &factor], vec![], 0.02);
+    let k = b.node("Transpose", &[&k], perm(&[0, 1, 3, 2]), step);
+    let k = b.node("Mul", &[&k, &factor], vec![], 0.02);
+    let scores = b.node("MatMul", &[&q, &k], vec![], 0.05);
+    let probabilities = b.node("Softmax", &[&scores], vec![attr::int("axis", -1)], 1. / 127.);
+    let y = b.node("MatMul", &[&probabilities, &v], vec![], 0.02);
+    let y = b.node("Transpose", &[&y], perm(&[0, 2, 1, 3]), 0.02);
+    let shape = b.shape(&[1, 6, 8]);
+    let y = b.node("Reshape", &[&y, &shape], vec![], 0.02);
+    let y = b.layer(&y, [8, 8], 0.03);
+    let x = b.node("Add", &[&x, &y], vec![], 0.06);
+    // MLP, its GELU in five operators.
+    let [root, one, half] = [std::f32::consts::SQRT_2, 1., 0.5].map(|c| b.constant(&[], &[c]));
+    let h = b.layer(&x, [8, 16], 0.05);
+    let z = b.node("Div", &[&h, &root], vec![], 0.04);
+    let z = b.node("Erf", &[&z], vec![], 1. / 127.);
+    let z = b.node("Add", &[&z, &one], vec![], 2. / 127.);
+    let z = b.node("Mul", &[&h, &z], vec![], 0.1);
+    let z = b.node("Mul", &[&z, &half], vec![], 0.05);
+    let y = b.layer(&z, [16, 8], 0.05);
+    let y = b.node("Add", &[&x, &y], vec![], 0.08);
+    b.nodes.push(node("Relu", &[&y], &["y"]));
+    let g = graph(&[1, 6, 8], &[1, 6, 8], b.constants, b.nodes);
+
+    let input = ArrayD::from_shape_fn(vec![1, 6, 8], |i| ((i[1] * 8 + i[2]) * 29 % 97) as f32 / 24. - 2.);
+    let mut session = Session::from_graph(g, &Options::default()).unwrap();
+    let got = session.run(&[input]).unwrap().remove(0);
+    let plan: Vec<&str> = session.plan().iter().filter(|l| l.how != How::Layout).map(|l| l.class.as_str()).collect();
+    // What the first layer of the MLP and the addition after it both read is rounded for itself.
+    assert_eq!(plan, ["requantize", "linear", "attention", "linear", "requantize", "mlp", "activation"]);
+    // ONNX Runtime 1.32 with graph optimizations disabled, in steps of 0.08.
+    let want = [
+        [76, 0, 0, 0, 0, 50, 121, 69],
+        [0, 0, 41, 78, 71, 70, 0, 0],
+        [0, 66, 121, 106, 0, 0, 0, 0],
+        [0, 0, 62, 51, 35, 40, 0, 0],
+        [0, 49, 79, 76, 0, 0, 0, 0],
+        [28, 9, 0, 0, 0, 0, 0, 0],
+    ];
+    // A sum that falls on the edge between two steps may be rounded to the other.
+    let off: Vec<f32> = got.iter().zip(want.as_flattened()).map(|(g, w)| (g / 0.08 - *w as f32).abs()).collect();
+    let equal = off.iter().filter(|s| **s < 1e-3).count();
+    assert!(equal >= 44 && off.iter().all(|s| *s < 1.001), "{equal} of {}: {got}", off.len());
+}

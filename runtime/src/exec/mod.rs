@@ -1,8 +1,10 @@
 //! What executes a plan: the kernels in use and the threads.
 
+mod pool;
+
 use crate::error::{Error, Result};
 use crate::kernels::{self, Activation, Kernels, Norm};
-use rayon::prelude::*;
+use pool::Pool;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,7 +13,7 @@ use std::time::{Duration, Instant};
 pub struct Exec {
     /// The functions for this CPU.
     pub kernels: &'static Kernels,
-    pool: Option<rayon::ThreadPool>,
+    pool: Option<Pool>,
     threads: usize,
     profile: Option<Mutex<Profile>>,
 }
@@ -39,8 +41,8 @@ impl Exec {
         if threads == 0 {
             return Err(Error::Usage { what: "0 threads asked for".into(), hint: "use --threads 1 or more".into() });
         }
-        let build = || rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-        let pool = (threads > 1).then(build).transpose().map_err(|e| Error::Engine(e.to_string()))?;
+        let pool = (threads > 1).then(|| Pool::new(threads - 1)).transpose();
+        let pool = pool.map_err(|e| Error::Engine(format!("{threads} threads cannot be started: {e}")))?;
         Ok(Exec { kernels: kernels::detect()?, pool, threads, profile: None })
     }
 
@@ -83,14 +85,6 @@ impl Exec {
         self.threads
     }
 
-    /// Runs `f` on the workers, so that [`Exec::chunks`] inside it need not change threads.
-    pub fn install<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
-        match &self.pool {
-            Some(pool) => pool.install(f),
-            None => f(),
-        }
-    }
-
     /// Rows a task should take: at most `most`, a multiple of `step`, so that the thread with most to do has as little as
     /// possible. Of sizes that are within 3 % of the best the largest: fewer tasks read the weights less often.
     pub fn block(&self, rows: usize, most: usize, step: usize) -> usize {
@@ -105,20 +99,33 @@ impl Exec {
 
     /// Calls `f` for each index below `count`, side by side where there are threads.
     pub fn each(&self, count: usize, f: &(dyn Fn(usize) + Sync)) {
-        if self.pool.is_some() {
-            (0..count).into_par_iter().for_each(f);
-        } else {
-            (0..count).for_each(f);
+        match &self.pool {
+            Some(pool) => pool.run(count, f),
+            None => (0..count).for_each(f),
         }
     }
 
     /// Calls `f(index, chunk)` for consecutive chunks of `data`, side by side where there are threads.
     pub fn chunks<T: Send>(&self, data: &mut [T], size: usize, f: &(dyn Fn(usize, &mut [T]) + Sync)) {
-        if self.pool.is_some() && data.len() > size {
-            data.par_chunks_mut(size).enumerate().for_each(|(i, c)| f(i, c));
-        } else {
-            data.chunks_mut(size).enumerate().for_each(|(i, c)| f(i, c));
-        }
+        let (len, data) = (data.len(), Shared(data.as_mut_ptr()));
+        self.each(len.div_ceil(size), &|i| {
+            let start = i * size;
+            // SAFETY: inside `data`, which is borrowed until all is done; each index, and so each chunk, is taken once.
+            f(i, unsafe { std::slice::from_raw_parts_mut(data.at(start), size.min(len - start)) });
+        });
+    }
+}
+
+/// Where the elements lie that threads share out among themselves.
+struct Shared<T>(*mut T);
+
+// SAFETY: each thread takes its own elements, which may go to another thread.
+unsafe impl<T: Send> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    /// Address of an element that must exist.
+    fn at(&self, index: usize) -> *mut T {
+        self.0.wrapping_add(index)
     }
 }
 
