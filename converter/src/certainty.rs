@@ -1,16 +1,30 @@
 //! How far a model's probabilities can be believed: its temperature (Guo et al. 2017, arXiv:1706.04599) and the edges of
 //! what it knows, both found on the calibration pictures. Of their labels only `--max-drop` makes use besides.
+//!
+//! The ranges of an INT8 model come from the same pictures, which moves its answers on them too little to matter
+//! (measured: tests/records/unknown.md); how far they look from each other is told by some for the others.
 
 use crate::convert;
 use crate::evaluate::{best, distribution};
+use crate::prune::eliminate::spd_inverse;
+use ndarray::{Array1, Array2};
 use vedge_calibration::Item;
+use vedge_runtime::appearance;
 use vedge_runtime::classify::{energy, probabilities};
-use vedge_runtime::model::card::{Card, Certainty, FittedTo, Limits};
+use vedge_runtime::model::card::{Card, Certainty, FittedTo, Limits, Looks, Preprocess};
 use vedge_runtime::onnx::Graph;
 use vedge_runtime::{Options, Result, bench};
 
-/// Share of the pictures beyond each limit.
+/// Share of the pictures beyond each limit of answers.
 const BEYOND: f64 = 0.01;
+/// Share of the pictures beyond the limit of looks, which has more to tell.
+const STRANGE: f64 = 0.02;
+/// How sure each number of a picture's looks is at best, squared: other cameras and light move it by a tenth.
+const BLUR: f64 = 0.01;
+/// Pictures for each number of their looks, at least.
+const LOOKED_AT: usize = 5;
+/// Parts of the pictures, each of which is told by the others.
+const FOLDS: usize = 5;
 /// Temperatures that are looked at.
 const RANGE: (f64, f64) = (0.05, 20.0);
 /// Equal parts of 0…1 among which confidences are sorted, as in Guo et al.
@@ -41,13 +55,57 @@ pub fn measure(m: &Measured<'_>, card: &Card, output: usize, options: &Options) 
     };
     let (model, given) = (answers(m.model)?, card.output.kind == "probabilities");
     let classes = m.items.iter().map(|i| i.class).collect();
-    if let Some(fitted) = m.labelled.then(|| fit(&model, &Truth::Classes(classes), given)).flatten() {
-        return Ok(Some(fitted));
+    let mut fitted = m.labelled.then(|| fit(&model, &Truth::Classes(classes), given)).flatten();
+    if fitted.is_none() {
+        fitted = match m.whole {
+            Some(whole) => fit(&model, &Truth::Answers(whole), given),
+            None => fit(&model, &Truth::Answers(&answers(m.float)?), given),
+        };
     }
-    match m.whole {
-        Some(whole) => Ok(fit(&model, &Truth::Answers(whole), given)),
-        None => Ok(fit(&model, &Truth::Answers(&answers(m.float)?), given)),
+    if let Some(fitted) = &mut fitted {
+        fitted.limits.looks = looks(&seen(m.items, &card.preprocess)?);
     }
+    Ok(fitted)
+}
+
+/// The numbers of each picture's looks.
+fn seen(items: &[Item], how: &Preprocess) -> Result<Vec<Vec<f32>>> {
+    items.iter().map(|i| Ok(appearance::of(&convert::load_picture(&i.path, how)?, how))).collect()
+}
+
+/// How pictures look, and a limit that few of them exceed when the others tell. `None` where they are too few.
+pub fn looks(pictures: &[Vec<f32>]) -> Option<Looks> {
+    let numbers = pictures.first()?.len();
+    if pictures.len() < LOOKED_AT * numbers {
+        return None;
+    }
+    let part =
+        |keep: &dyn Fn(usize) -> bool| pictures.iter().enumerate().filter(|(i, _)| keep(*i)).map(|(_, p)| p).collect();
+    let mut distances = vec![];
+    for fold in 0..FOLDS {
+        let (others, own): (Vec<_>, Vec<_>) = (part(&|i| i % FOLDS != fold), part(&|i| i % FOLDS == fold));
+        let told = cloud(&others)?;
+        distances.extend(own.into_iter().map(|p: &Vec<f32>| appearance::distance(&told, p)));
+    }
+    let distance = quantile(distances.into_iter(), 1.0 - STRANGE);
+    Some(Looks { distance, ..cloud(&part(&|_| true))? })
+}
+
+/// Mean and inverse covariance, without a limit.
+fn cloud(pictures: &[&Vec<f32>]) -> Option<Looks> {
+    let (rows, numbers) = (pictures.len(), pictures.first()?.len());
+    let all = Array2::from_shape_fn((rows, numbers), |(i, j)| f64::from(pictures[i][j]));
+    let mean: Array1<f64> = all.mean_axis(ndarray::Axis(0))?;
+    let off = all - &mean;
+    let covariance = off.t().dot(&off) / rows as f64 + Array2::<f64>::eye(numbers) * BLUR;
+    let inverse = spd_inverse(&covariance)?;
+    let inverse = inverse.rows().into_iter().map(|row| row.iter().map(|v| *v as f32).collect()).collect();
+    Some(Looks {
+        mean: mean.iter().map(|v| *v as f32).collect(),
+        inverse,
+        distance: f32::INFINITY,
+        share: STRANGE as f32,
+    })
 }
 
 /// What a model's probabilities are to agree with, picture by picture.
@@ -84,6 +142,7 @@ pub fn fit(answers: &[Vec<f32>], truth: &Truth, given: bool) -> Option<Certainty
         share: BEYOND as f32,
         energy: (!given).then(|| quantile(answers.iter().map(|a| energy(a)), 1.0 - BEYOND)),
         confidence: quantile(confidences, BEYOND),
+        looks: None,
     };
     let fitted_to = match truth {
         Truth::Classes(_) => FittedTo::Labels,
@@ -241,6 +300,21 @@ mod tests {
         let limits = fit(&answers, &Truth::Classes(classes), false).unwrap().limits;
         let beyond = answers.iter().filter(|a| energy(a) > limits.energy.unwrap()).count();
         assert_eq!(beyond, 10);
+    }
+
+    #[test]
+    fn looks_leave_a_fiftieth_out_of_pictures_that_did_not_tell() {
+        let (pictures, _) = drawn(1.0, 1000);
+        let looks = looks(&pictures[..500]).unwrap();
+        let beyond = |p: &[Vec<f32>]| p.iter().filter(|p| appearance::distance(&looks, p) > looks.distance).count();
+        assert!((2..=20).contains(&beyond(&pictures[..500])) && (2..=25).contains(&beyond(&pictures[500..])));
+        let far = vec![vec![2.0, 2.0, 2.0, 9.0]];
+        assert_eq!(beyond(&far), 1);
+        assert_eq!(super::looks(&pictures[..19]), None);
+        // a number that never moves, as brightness of line drawings may be, is no reason to refuse all that is near
+        let still: Vec<Vec<f32>> = pictures.iter().map(|p| vec![p[0], 1.0]).collect();
+        let looks = super::looks(&still).unwrap();
+        assert!(appearance::distance(&looks, &[2.0, 1.1]) < looks.distance);
     }
 
     #[test]

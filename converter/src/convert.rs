@@ -21,7 +21,7 @@ use vedge_runtime::preprocess::{decode_file, to_tensor};
 use vedge_runtime::{Card, Error, Options, Result, Session, files};
 
 /// Element types of the converted model's layers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// Integer layers, float in between.
@@ -66,12 +66,16 @@ pub struct Pictures {
 pub struct Settings {
     /// Height and width; `None` keeps the source's.
     pub size: Option<(usize, usize)>,
+    /// Height and width of a patch; `None` keeps the source's.
+    pub patch: Option<(usize, usize)>,
     /// Element types.
     pub precision: Precision,
     /// Who will run it.
     pub preset: Preset,
     /// Heads and neurons to leave out.
     pub prune: prune::Request,
+    /// What these cost in milliseconds, where that was measured.
+    pub prices: prune::Prices,
     /// How many tokens each block merges; `None` merges none.
     pub merge: Option<Schedule>,
     /// What INT8 must keep; layers stay float until it does.
@@ -96,6 +100,13 @@ pub struct Settings {
     pub explain: bool,
     /// How the float model and the candidates are run.
     pub options: Options,
+}
+
+impl Settings {
+    /// What the passes are asked for.
+    pub fn prepare(&self) -> Prepare {
+        Prepare { size: self.size, patch: self.patch }
+    }
 }
 
 /// A converted model and what was done to it.
@@ -354,8 +365,7 @@ pub fn float(source: &Path, settings: &Settings, known: Option<&[Vec<f32>]>) -> 
         [_, _, Some(h), Some(w)] => Some((h, w)),
         _ => None,
     });
-    let prepare = Prepare { size: settings.size };
-    let passes = passes::prepare(&mut graph, &prepare).map_err(|e| e.in_file(source))?;
+    let passes = passes::prepare(&mut graph, &settings.prepare()).map_err(|e| e.in_file(source))?;
     let architecture = arch::recognise(&graph);
     let mut warnings = vec![];
     let preprocess = preprocess_of(&graph, settings, old.as_ref())?;
@@ -381,7 +391,7 @@ pub fn float(source: &Path, settings: &Settings, known: Option<&[Vec<f32>]>) -> 
     let mut notes: Vec<String> =
         passes.iter().filter(|p| p.changes > 0).map(|p| format!("{}: {}", p.pass, p.line)).collect();
     let (passes_done, before) = (notes.len(), graph.clone());
-    let resized = settings.size.is_some_and(|s| declared.is_some_and(|d| d != s));
+    let resized = settings.patch.is_some() || settings.size.is_some_and(|s| declared.is_some_and(|d| d != s));
     let mut pruned = prune::Pruned::default();
     let mut calibration = None;
     if settings.prune != prune::Request::default() {
@@ -390,7 +400,7 @@ pub fn float(source: &Path, settings: &Settings, known: Option<&[Vec<f32>]>) -> 
         let items = &items[..items.len() - held_out(items.len(), settings)];
         let load = |i: usize| load_picture(&items[i].path, &preprocess);
         let pictures = prune::Pictures { load: &load, count: items.len(), output: output_index };
-        pruned = prune::prune(&mut graph, &settings.prune, &pictures, &settings.options)?;
+        pruned = prune::prune(&mut graph, &settings.prune, &settings.prices, &pictures, &settings.options)?;
         notes.append(&mut pruned.notes);
         warnings.append(&mut pruned.warnings);
         calibration = Some(calibration_data(items)?);

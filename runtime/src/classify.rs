@@ -1,7 +1,8 @@
 //! Logits to labels.
 
+use crate::appearance;
 use crate::error::{Error, Result};
-use crate::model::card::Card;
+use crate::model::card::{Card, Looks, Preprocess};
 use crate::session::Session;
 use ndarray::ArrayD;
 
@@ -23,6 +24,8 @@ pub struct Classifier {
     probabilities: bool,
     temperature: f32,
     labels: Vec<String>,
+    /// How calibration pictures looked, and how a picture becomes a tensor.
+    looks: Option<(Looks, Preprocess)>,
 }
 
 impl Classifier {
@@ -30,7 +33,7 @@ impl Classifier {
     ///
     /// # Errors
     /// [`Error::Unsupported`] without a card or when the model is no classifier, [`Error::BadModel`] when the card
-    /// names an output that the model does not have, or a temperature that is none.
+    /// names an output that the model does not have, a temperature that is none, or looks of pictures of another size.
     pub fn of(session: &Session) -> Result<(Classifier, Card)> {
         let card = session.card().cloned().ok_or_else(|| Error::Unsupported {
             what: "the model has no card: how pictures become its input and what its output means is unknown".into(),
@@ -56,7 +59,8 @@ impl Classifier {
                 "the card's temperature is {temperature}, expected a positive number"
             )));
         }
-        Ok((Classifier { output, probabilities, temperature, labels: card.labels.clone() }, card))
+        let looks = looks(&card)?;
+        Ok((Classifier { output, probabilities, temperature, labels: card.labels.clone(), looks }, card))
     }
 
     /// The probabilities of all classes, and for logits their energy, from the session's outputs.
@@ -69,7 +73,15 @@ impl Classifier {
             .ok_or_else(|| Error::Engine(format!("{} outputs, expected number {}", outputs.len(), self.output)))?;
         let values = checked(output.iter().copied().collect())?;
         let energy = (!self.probabilities).then(|| energy(&values));
-        Ok(Scores { probabilities: probabilities(values, self.probabilities, self.temperature), energy })
+        let probabilities = probabilities(values, self.probabilities, self.temperature);
+        Ok(Scores { probabilities, energy, distance: None })
+    }
+
+    /// How far a picture looks from the calibration pictures, by the model's input `[1, 3, height, width]`; `None` where the
+    /// card does not tell how these looked.
+    pub fn distance(&self, tensor: &ArrayD<f32>) -> Option<f32> {
+        let (looks, how) = self.looks.as_ref()?;
+        Some(appearance::distance(looks, &appearance::of(tensor, how)))
     }
 
     /// The `k` most likely classes, best first.
@@ -95,7 +107,7 @@ impl Classifier {
     #[cfg(test)]
     pub(crate) fn for_tests(labels: &[&str]) -> Classifier {
         let labels = labels.iter().map(ToString::to_string).collect();
-        Classifier { output: 0, probabilities: false, temperature: 1.0, labels }
+        Classifier { output: 0, probabilities: false, temperature: 1.0, labels, looks: None }
     }
 
     /// Labels in the order of the classes; may be empty.
@@ -112,6 +124,8 @@ pub struct Scores {
     /// `−ln Σ exp(logit)`: the higher, the less the picture is like those of the training (Liu et al. 2020,
     /// arXiv:2010.03759). `None` where the model gives probabilities.
     pub energy: Option<f32>,
+    /// What [`Classifier::distance`] says of the picture, where it was asked.
+    pub distance: Option<f32>,
 }
 
 /// Probabilities of a model's output at a temperature; `given` where it holds probabilities already, not logits.
@@ -130,6 +144,18 @@ pub fn energy(logits: &[f32]) -> f32 {
     let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|l| f64::from(l - most).exp()).sum();
     -(most + sum.ln() as f32)
+}
+
+/// How calibration pictures looked, by the card.
+fn looks(card: &Card) -> Result<Option<(Looks, Preprocess)>> {
+    let Some(looks) = card.certainty.as_ref().and_then(|c| c.limits.looks.clone()) else { return Ok(None) };
+    let (height, width) = (card.preprocess.height, card.preprocess.width);
+    let (want, got) = (appearance::count(height, width), looks.mean.len());
+    if got != want || looks.inverse.len() != want || looks.inverse.iter().any(|row| row.len() != want) {
+        let what = format!("the card tells looks of pictures by {got} numbers, expected {want} for {width}x{height}");
+        return Err(Error::BadModel(what));
+    }
+    Ok(Some((looks, card.preprocess.clone())))
 }
 
 /// Refuses an output that holds NaN or infinity, or nothing.
@@ -156,7 +182,7 @@ mod tests {
     use super::*;
 
     fn classifier(probabilities: bool) -> Classifier {
-        Classifier { output: 0, probabilities, temperature: 1.0, labels: vec!["a".into(), "b".into()] }
+        Classifier { probabilities, ..Classifier::for_tests(&["a", "b"]) }
     }
 
     fn output(values: &[f32]) -> Vec<ArrayD<f32>> {
@@ -178,7 +204,7 @@ mod tests {
     #[test]
     fn probabilities_are_not_softmaxed_again() {
         let scores = classifier(true).read(&output(&[0.25, 0.75])).unwrap();
-        assert_eq!(scores, Scores { probabilities: vec![0.25, 0.75], energy: None });
+        assert_eq!(scores, Scores { probabilities: vec![0.25, 0.75], energy: None, distance: None });
     }
 
     #[test]

@@ -19,12 +19,16 @@ pub struct Rules {
     pub max_energy: Option<f32>,
     /// A frame whose best class is less likely than this shows none of the classes.
     pub min_confidence: Option<f32>,
+    /// A frame that looks farther than this from the calibration pictures shows none of the classes; see
+    /// [`Scores::distance`].
+    pub max_distance: Option<f32>,
 }
 
 impl Default for Rules {
     fn default() -> Rules {
         let smooth = Duration::from_millis(500);
-        Rules { smooth, threshold: 0.5, thresholds: vec![], hysteresis: 0.1, max_energy: None, min_confidence: None }
+        let (max_energy, min_confidence, max_distance) = (None, None, None);
+        Rules { smooth, threshold: 0.5, thresholds: vec![], hysteresis: 0.1, max_energy, min_confidence, max_distance }
     }
 }
 
@@ -102,7 +106,8 @@ impl Decider {
         let best = scores.probabilities.iter().copied().fold(0.0, f32::max);
         let energy = self.rules.max_energy.zip(scores.energy).map(|(most, energy)| energy > most);
         let unsure = self.rules.min_confidence.map(|least| best < least);
-        energy.into_iter().chain(unsure).reduce(|a, b| a || b)
+        let strange = self.rules.max_distance.zip(scores.distance).map(|(most, distance)| distance > most);
+        energy.into_iter().chain(unsure).chain(strange).reduce(|a, b| a || b)
     }
 
     /// Takes one frame's scores; what came and went by them. After a gap of many time constants the past counts nothing.
@@ -171,7 +176,8 @@ mod tests {
         let mut decider = Decider::new(rules, &classifier).unwrap();
         let mut told = vec![];
         for (n, &(cat, dog)) in frames.iter().enumerate() {
-            let scores = Scores { probabilities: vec![cat, dog, 1.0 - cat - dog], energy: Some(-1.0 - cat) };
+            let (energy, distance) = (Some(-1.0 - cat), Some(dog * 10.0));
+            let scores = Scores { probabilities: vec![cat, dog, 1.0 - cat - dog], energy, distance };
             for e in decider.update(start + Duration::from_millis(100) * n as u32, &scores, &classifier) {
                 told.push(format!("{n} {:?} {}", e.event, e.label));
             }
@@ -210,6 +216,15 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_that_looks_strange_is_none_of_these() {
+        let rules = Rules { max_distance: Some(3.0), ..at_once() };
+        assert_eq!(
+            told(rules, &[(0.6, 0.1), (0.6, 0.35), (0.6, 0.1)]),
+            ["0 Entered cat", "1 Left cat", "2 Entered cat"]
+        );
+    }
+
+    #[test]
     fn an_unsure_frame_is_none_of_these() {
         // below the threshold for coming, above the one for staying
         let rules = || Rules { threshold: 0.6, hysteresis: 0.3, ..at_once() };
@@ -223,7 +238,7 @@ mod tests {
     fn either_limit_makes_a_frame_unknown() {
         let of = |max_energy, min_confidence, energy| {
             let decider = Decider::new(Rules { max_energy, min_confidence, ..at_once() }, &classifier()).unwrap();
-            decider.unknown(&Scores { probabilities: vec![0.5, 0.25, 0.25], energy: Some(energy) })
+            decider.unknown(&Scores { probabilities: vec![0.5, 0.25, 0.25], energy: Some(energy), distance: None })
         };
         assert_eq!(of(None, None, 0.0), None);
         assert_eq!(of(Some(-1.0), None, 0.0), Some(true));

@@ -2,6 +2,7 @@
 //!
 //! The same code decides on the workstation (calibration, evaluation) and on the board.
 
+pub mod appearance;
 pub mod bench;
 pub mod classify;
 pub mod decide;

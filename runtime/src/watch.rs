@@ -81,6 +81,9 @@ impl Watcher for Watch {
                 self.source(None);
                 tell(format_args!("source: {source}, again"));
             }
+            Notice::Hangs(thread) => tell(format_args!(
+                "{warning}warning: the thread {thread} hangs; a service manager that watches is no longer told that all is well"
+            )),
             Notice::Report(report) => tell(report),
         }
     }

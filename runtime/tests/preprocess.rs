@@ -88,6 +88,30 @@ fn resizing_equals_pillow() {
     }
 }
 
+/// As `VIEWS` in the script.
+#[test]
+fn parts_turned_mirrored_and_letterboxed_equal_pillow() {
+    let photo = decode_file(&reference("photo.png")).unwrap();
+    let crop = Fit::Crop { crop: 0.9 };
+    for (name, fit, region, turns, flip, width, height) in [
+        ("letterbox_wide", Fit::Letterbox, None, 0, false, 40, 56),
+        ("letterbox_tall_turned_flipped", Fit::Letterbox, None, 1, true, 56, 40),
+        ("region", Fit::Squash, Some("11,7,60x50"), 0, false, 48, 40),
+        ("region_turned_270_crop", crop, Some("5,3,80x60"), 3, false, 32, 32),
+        ("turned_90", Fit::Squash, None, 1, false, 48, 40),
+        ("turned_180_flipped_crop", crop, None, 2, true, 48, 48),
+        ("flipped", Fit::Squash, None, 0, true, 48, 40),
+    ] {
+        let how = how(height, width, fit, Filter::Bicubic, Channels::Rgb);
+        let view = View { region: region.map(|r| r.parse().unwrap()), turns, flip };
+        let got = Preprocessor::new(how.clone(), view).picture(&photo).unwrap();
+        let want = expected(&format!("view_{name}.npy"));
+        let (mean, most) = difference(&bytes(&got, &how), want.as_standard_layout().as_slice().unwrap());
+        println!("{name}: mean {mean:.4}, largest {most}");
+        assert!(mean <= 0.2 && most <= 2, "{name}: mean {mean}, largest {most}");
+    }
+}
+
 #[test]
 fn frames_of_luma_and_chroma_equal_pillow() {
     let how = how(32, 40, Fit::Squash, Filter::Bicubic, Channels::Rgb);

@@ -5,12 +5,16 @@ use serde_json::Value;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::OnceLock;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use vedge_runtime::model::card::{
     Activations, Card, Channels, Filter, Fit, OutputKind, Preprocess, Provenance, SelfTest, VERSION,
 };
 use vedge_runtime::onnx::Graph;
+use vedge_runtime::pipeline::{self, Model, Totals};
+use vedge_runtime::preprocess::Picture;
+use vedge_runtime::source::{Frame, FrameSource, Pixels};
 use vedge_runtime::{Options, Session};
 
 fn repository() -> PathBuf {
@@ -253,6 +257,26 @@ fn wrong_usage() {
 }
 
 #[test]
+fn outputs_and_rules_that_do_not_fit() {
+    let model = model().to_string_lossy().into_owned();
+    let short = file("token", b"short\n").to_string_lossy().into_owned();
+    let with =
+        |name: &str, options: &[&str]| refused(name, &[&[model.as_str(), "synthetic://32x32"], options].concat());
+    with("page_for_others", &["--http", "0.0.0.0:0"]);
+    with("page_for_others_without_a_token", &["--http", "0.0.0.0:0", "--http-remote"]);
+    with("short_token", &["--http", "0.0.0.0:0", "--http-remote", "--http-token", &short]);
+    with("user_without_password", &["--mqtt", "mqtt://cam@127.0.0.1/here"]);
+    with("password_in_the_address", &["--mqtt", "mqtt://cam:secret@127.0.0.1/here"]);
+    with("authorities_without_tls", &["--mqtt", "mqtt://127.0.0.1/here", "--mqtt-ca", &short]);
+    with("rule_of_recordings", &["--record", &work().join("kept").to_string_lossy(), "--record-when", "p>0.5"]);
+    with("no_limits_in_the_card", &["--unknown", "auto"]);
+    with("no_looks_in_the_card", &["--max-distance", "3"]);
+    with("threshold_of_no_label", &["--threshold", "Cat=0.5"]);
+    with("region_outside", &["--region", "0,0,64x64"]);
+    with("turned_by_little", &["--rotate", "45"]);
+}
+
+#[test]
 fn max_frames_ends_an_endless_source() {
     let output =
         vedge_run(&[model().as_os_str(), "synthetic://32x32".as_ref()]).args(["--max-frames", "3"]).output().unwrap();
@@ -260,6 +284,17 @@ fn max_frames_ends_an_endless_source() {
     let lines = lines(&output.stdout);
     assert_eq!(lines.iter().map(|l| l["seq"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 1, 2]);
     assert!(lines[0].get("source").is_none());
+}
+
+#[test]
+fn latencies_are_reported_every_so_often() {
+    let output = vedge_run(&[model().as_os_str(), "synthetic://32x32?fps=50".as_ref()])
+        .args(["--max-frames", "120", "--report", "1"])
+        .output()
+        .unwrap();
+    let told = told(&output);
+    let reports: Vec<&str> = told.lines().filter(|l| l.contains("latency p50 ") && l.contains(" p99 ")).collect();
+    assert!(output.status.success() && reports.len() >= 2 && reports[0].contains(" frames in 1 s"), "{told}");
 }
 
 /// Starts an endless run and waits for its second line.
@@ -327,6 +362,139 @@ fn a_program_that_gives_frames_is_started_again_when_it_ends() {
     let stderr = told(&output);
     assert!(output.status.success() && lines(&output.stdout).len() == 2, "{stderr}");
     assert!(stderr.contains("ended (exit status: 0); trying again") && stderr.contains(", again"), "{stderr}");
+}
+
+#[test]
+fn empty_frames_are_counted_and_passed_over() {
+    let jpeg = repository().join("tests/reference/pictures/standard_tables.jpg");
+    let empty = r"printf '\377\330\377\331'; sleep 0.1";
+    let source = format!("exec:while :; do {empty}; cat {}; sleep 0.1; done", jpeg.display());
+    let output =
+        vedge_run(&[&model().to_string_lossy(), source.as_str()]).args(["--max-frames", "3"]).output().unwrap();
+    let answers = lines(&output.stdout);
+    assert!(output.status.success() && answers.len() == 3, "{}", told(&output));
+    let dropped: u64 = answers.iter().map(|a| a["dropped"].as_u64().unwrap()).sum();
+    assert!(dropped >= 3 && told(&output).contains("warning: skipped: "), "{dropped}: {}", told(&output));
+    // a program that writes nothing at all is one that ended
+    let output = vedge_run(&[&model().to_string_lossy(), "exec:?format=GREY&size=8x8 :"])
+        .args(["--on-failure", "end"])
+        .output()
+        .unwrap();
+    assert!(output.status.code() == Some(1) && told(&output).contains("ended (exit status: 0)"), "{}", told(&output));
+}
+
+/// On a small disk of its own, mounted at `$DISK`; skipped where users may not mount.
+#[test]
+fn a_disk_that_fills_up_while_recording_stops_nothing_and_costs_nothing() {
+    let disk = work().join("disk");
+    std::fs::create_dir_all(&disk).unwrap();
+    let script = r#"
+        mount -t tmpfs -o size=64k vedge "$DISK" 2>/dev/null || exit 77
+        echo mine >"$DISK/other"
+        "$@" --record "$DISK" --record-when change --smooth 0 >"$DISK.out" 2>"$DISK.err" &
+        until grep -q 'not kept' "$DISK.err"; do sleep 0.1; kill -0 $! || exit 3; done
+        sleep 1; ls "$DISK" >"$DISK.before"; lines=$(wc -l <"$DISK.out")
+        sleep 1; ls "$DISK" >"$DISK.after"; [ $(wc -l <"$DISK.out") -gt $lines ] || exit 4
+        rm "$DISK"/vedge-*0.*
+        until grep -q 'kept again' "$DISK.err"; do sleep 0.1; kill -0 $! || exit 5; done
+        kill $!; wait $! || exit 6
+        cat "$DISK.err" >&2; cat "$DISK/other"; ls -A "$DISK" | grep -v vedge-; ls "$DISK" | grep -c vedge-
+        cmp "$DISK.before" "$DISK.after"
+    "#;
+    let source = format!("file://{}/?fps=50&repeat=yes", repository().join("models/fashion/test").display());
+    let ended = Command::new("timeout")
+        .args([
+            "60",
+            "unshare",
+            "--map-root-user",
+            "--mount",
+            "sh",
+            "-c",
+            script,
+            "sh",
+            env!("CARGO_BIN_EXE_vedge-run"),
+        ])
+        .args([model().as_os_str(), source.as_ref()])
+        .env("DISK", &disk)
+        .output()
+        .unwrap();
+    if ended.status.code() == Some(77) || ended.stderr.starts_with(b"unshare") {
+        return println!("skipped: this machine lets its users mount nothing");
+    }
+    let (told, out) = (told(&ended), String::from_utf8_lossy(&ended.stdout));
+    assert!(ended.status.success() && out.starts_with("mine\nother\n"), "{out}{told}");
+    // told when it begins and when it ends, not for each frame; counted; what was kept before is there whole, in pairs
+    let (full, again) =
+        (told.matches("warning: a frame is not kept: cannot write").count(), told.matches("kept again").count());
+    assert!(again >= 1 && (again..=again + 1).contains(&full), "{told}");
+    assert!(told.contains("No space left") && told.contains(" frames not kept because"), "{told}");
+    let kept: usize = out.lines().nth(2).unwrap().parse().unwrap();
+    assert!(kept >= 4 && kept.is_multiple_of(2), "{out}");
+}
+
+/// Gives a frame, then waits for a driver that never comes back.
+struct Hanging(u32);
+
+impl FrameSource for Hanging {
+    fn next(&mut self) -> vedge_runtime::Result<Option<Frame>> {
+        self.0 += 1;
+        if self.0 > 1 {
+            std::thread::sleep(Duration::from_secs(3600));
+        }
+        let rgb = vec![100; 3 * 64 * 64];
+        let picture = Pixels::Picture(Picture { width: 64, height: 64, rgb });
+        Ok(Some(Frame::taken(picture, Instant::now(), Duration::ZERO)))
+    }
+
+    fn describe(&self) -> String {
+        "a driver that hangs".into()
+    }
+
+    fn is_live(&self) -> bool {
+        true
+    }
+
+    fn patience(&self) -> Duration {
+        Duration::from_millis(500)
+    }
+}
+
+/// Counts signs of life; ends the run some time after it was told that a thread hangs.
+#[derive(Default)]
+struct Signs {
+    before: u32,
+    after: u32,
+    told: Vec<&'static str>,
+    stop: Arc<AtomicBool>,
+}
+
+impl pipeline::Watcher for Signs {
+    fn notice(&mut self, notice: pipeline::Notice) {
+        if let pipeline::Notice::Hangs(thread) = notice {
+            self.told.push(thread);
+            let stop = Arc::clone(&self.stop);
+            std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(500));
+                stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            });
+        }
+    }
+
+    fn alive(&mut self, _: u64) {
+        if self.told.is_empty() { self.before += 1 } else { self.after += 1 }
+    }
+}
+
+/// A watchdog that is answered although no frame can come ever again would be of no use. (A camera that is lost and looked
+/// for is another matter: `a_service_without_a_camera_has_started_and_says_why_it_waits`.)
+#[test]
+fn a_capture_thread_that_hangs_ends_the_signs_of_life() {
+    let mut model = Model::new(Session::load(&model(), &Options::default()).unwrap()).unwrap();
+    let (options, totals, mut signs) = (pipeline::Options::default(), Totals::default(), Signs::default());
+    let stop = Arc::clone(&signs.stop);
+    pipeline::run(&mut model, Box::new(Hanging(0)), vec![], &options, &totals, &stop, &mut signs).unwrap();
+    assert_eq!((signs.told.as_slice(), signs.after), (&["capture"][..], 0));
+    assert!(signs.before > 3, "{}", signs.before);
 }
 
 /// Does not outlive its test.

@@ -2,8 +2,9 @@
 
 Usage: page.py --run VEDGE_RUN --model MODEL.onnx     Needs chromium, mosquitto and mosquitto_sub.
 
-Streams the shipped test pictures at ten a second. Headless Chromium opens the page as a phone would; what it made of it must
-hold a state, five classes, latencies and changes. A mosquitto broker with a password is stopped and started meanwhile: every
+Streams the shipped test pictures at ten a second. Headless Chromium opens the page as a phone and as a desk would: the state,
+five classes with their bars, latencies, changes and the picture must be seen there, and nothing be wider than the window, long
+labels either. A mosquitto broker with a password is stopped and started meanwhile: every
 event that the program writes to its standard output must have come through it, the state must be retained, and the end told.
 """
 
@@ -17,6 +18,8 @@ import tempfile
 import time
 import urllib.request
 from pathlib import Path
+
+from browser import Browser
 
 PICTURES = Path(__file__).resolve().parents[2] / "models" / "fashion" / "test"
 
@@ -47,20 +50,47 @@ def subscribe(port, **options):
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL)
 
 
-def dom(url):
-    """The page as it is after five seconds in a small window."""
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--window-size=400,800", "--timeout=5000", "--dump-dom", url]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+# What a phone's screen shows of the page, in its own pixels.
+SHOWN = """(() => {
+  const shown = e => { const b = e.getBoundingClientRect(); return e.checkVisibility() && b.width > 8 && b.height > 3 && b.left >= 0 && b.right <= innerWidth };
+  const all = s => [...document.querySelectorAll(s)], graph = document.getElementById("graph");
+  const drawn = graph.getContext("2d").getImageData(0, 0, graph.width, graph.height).data.some(v => v > 0);
+  return {
+    state: document.getElementById("state").textContent,
+    times: document.getElementById("times").textContent,
+    shares: all(".class i").map(e => parseFloat(e.style.getPropertyValue("--p"))),
+    changes: all("#changes li").length,
+    picture: document.getElementById("picture").naturalWidth,
+    link: document.getElementById("link").textContent,
+    hidden: ["#state", "#link", "#picture", "#graph", "#times", "#changes", "#changes li", ".class b", ".class span", ".class i"]
+      .filter(s => !all(s).length || !all(s).every(shown)),
+    drawn, wide: document.scrollingElement.scrollWidth - innerWidth, width: innerWidth };
+})()"""
+# A label of ImageNet and one without a blank, as the state and as a class.
+LONG = """show({state: "L".repeat(90), top: [{label: "great white shark, white shark, man-eater, man-eating shark, Carcharodon carcharias", p: 1},
+  {label: "L".repeat(90), p: 0}], ms: {latency: 12345.6, infer: 12345.6}, dropped: 1e9})"""
 
 
-def check_page(url):
-    page = re.sub(r"<script>.*?</script>", "", dom(url), flags=re.S)
-    state = re.search(r'id="state">([^<]*)<', page)
-    assert state and state[1] not in ("", "…"), "the page shows no state"
-    shares = re.findall(r"--p: ?([0-9.]+)%", page)
-    assert len(shares) == 5 and 0 < sum(map(float, shares)) <= 100.1, f"classes: {shares}"
-    assert re.search(r"[0-9.]+ ms median.*frames a second", page), "no latencies"
-    return state[1]
+def check_page(url, width, height):
+    """The page in a window of that size; the state that it shows."""
+    with Browser(width, height) as browser:
+        browser.open(url)
+        for _ in range(60):
+            time.sleep(0.25)
+            found = browser.evaluate(SHOWN)
+            if found["changes"] > 2 and found["picture"] and found["link"] == "live" and " frames a second" in found["times"]:
+                break
+        where = f"in a window of {width}x{height}: {found}"
+        assert found["width"] == width and found["wide"] <= 0, f"the page is wider than the window {where}"
+        assert not found["hidden"], f"not to be seen {where}"
+        assert found["state"] not in ("", "…") and found["drawn"] and found["picture"] and found["changes"] > 2, where
+        assert len(found["shares"]) == 5 and 0 < sum(found["shares"]) <= 100.1, f"classes {where}"
+        assert re.search(r"[0-9.]+ ms median.*frames a second", found["times"]), f"no latencies {where}"
+        long = browser.evaluate(f"{LONG}; ({SHOWN})")
+        # a phone's browser zooms out to show what is too wide
+        assert (long["width"], long["wide"]) <= (width, 0) and long["state"].startswith("LLL"), f"long labels widen the page {where}: {long}"
+        assert not browser.complaints, browser.complaints
+        return found["state"]
 
 
 def main():
@@ -82,7 +112,8 @@ def main():
         try:
             time.sleep(2)
             url = f"http://127.0.0.1:{http}"
-            print("page shows", check_page(url))
+            for width, height in ((360, 740), (1280, 800)):
+                print(f"page of {width}x{height} shows", check_page(url, width, height))
             jpeg = urllib.request.urlopen(f"{url}/snapshot.jpg", timeout=5).read()
             assert jpeg[:2] == b"\xff\xd8" and jpeg[-2:] == b"\xff\xd9", "the snapshot is no JPEG"
             server.terminate()

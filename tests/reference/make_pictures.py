@@ -4,6 +4,8 @@
 Needs pillow and numpy. Deterministic; run it again only to add cases, and commit what it writes.
   NAME.{png,jpg}   the picture           NAME.npy        uint8 [H, W, 3] by Image.open(NAME).convert("RGB")
   resize_*.npy     uint8 [H, W, 3]: photo.png resized (and cropped as torchvision does) by Pillow
+  view_*.npy       uint8 [H, W, 3]: a part of photo.png, turned clockwise, mirrored, then fitted (bicubic) as the name says;
+                   beside the picture ImageNet's mean colour
   FORMAT_MATRIX_RANGE.raw   a camera's frame, 96x64;  .npy  uint8 [32, 40, 3]: its chroma repeated for the pixels that share
                             it, as RGB by the equations of ITU-R BT.601 or BT.709, resized by Pillow (bicubic)
 """
@@ -65,6 +67,42 @@ def camera_frame(fourcc, matrix, full):
     np.save(HERE / f"{name}.npy", np.asarray(picture.resize((40, 32), Image.BICUBIC)))
 
 
+def view(picture, fit, region, turns, flip, width, height):
+    left, top, w, h = region
+    picture = picture.crop((left, top, left + w, top + h))
+    if turns:
+        # Pillow turns the other way
+        picture = picture.transpose([Image.Transpose.ROTATE_270, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_90][turns - 1])
+    if flip:
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if fit == "squash":
+        return picture.resize((width, height), Image.BICUBIC)
+    if fit == "letterbox":
+        scale = min(width / picture.width, height / picture.height)
+        inside = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.BICUBIC)
+        whole = Image.new("RGB", (width, height), (124, 116, 104))
+        whole.paste(inside, ((width - inside.width) // 2, (height - inside.height) // 2))
+        return whole
+    short = int(width / 0.9)
+    ratio = short / min(picture.size)
+    resized = picture.resize(tuple(int(side * ratio) if side > min(picture.size) else short for side in picture.size), Image.BICUBIC)
+    left, top = round((resized.width - width) / 2), round((resized.height - height) / 2)
+    return resized.crop((left, top, left + width, top + height))
+
+
+# Name, fit, region, quarter turns clockwise, mirrored, width and height of the model.
+WHOLE = (0, 0, 97, 73)
+VIEWS = [
+    ("letterbox_wide", "letterbox", WHOLE, 0, False, 40, 56),
+    ("letterbox_tall_turned_flipped", "letterbox", WHOLE, 1, True, 56, 40),
+    ("region", "squash", (11, 7, 60, 50), 0, False, 48, 40),
+    ("region_turned_270_crop", "crop", (5, 3, 80, 60), 3, False, 32, 32),
+    ("turned_90", "squash", WHOLE, 1, False, 48, 40),
+    ("turned_180_flipped_crop", "crop", WHOLE, 2, True, 48, 48),
+    ("flipped", "squash", WHOLE, 0, True, 48, 40),
+]
+
+
 def main():
     HERE.mkdir(exist_ok=True)
     small = photo(29, 22)
@@ -103,6 +141,8 @@ def main():
             top, left = round((resized.height - side) / 2), round((resized.width - side) / 2)
             np.save(HERE / f"resize_crop_{name}_{side}.npy", np.asarray(resized)[top : top + side, left : left + side])
         np.save(HERE / f"resize_squash_{name}_48x40.npy", np.asarray(big.resize((48, 40), f)))
+    for name, *how in VIEWS:
+        np.save(HERE / f"view_{name}.npy", np.asarray(view(big, *how)))
     for fourcc, matrix, full in (("YUYV", "601", False), ("NV12", "709", False), ("NV12", "601", True), ("UYVY", "709", True)):
         camera_frame(fourcc, matrix, full)
 

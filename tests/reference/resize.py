@@ -2,10 +2,11 @@
 """Makes tests/reference/resize/: what timm answers at other resolutions. Needs torch 2.9.1, timm 1.0.31, onnx, onnxscript.
 
 positions.json  position grids before and after timm's resample_abs_pos_embed
+kernels.json    patch kernels before and after timm's resample_patch_embed
 <model>.onnx    a tiny ViT (with one or two tokens before the patches) exported at 32x32 pixels
 swin.*.onnx     a tiny Swin; the window of its last stage is as large as its picture
 coatnet.*.onnx  a tiny CoAtNet: convolutions, then attention with a bias by relative position
-models.json     their logits at other sizes, after timm's own set_input_size
+models.json     their logits at other sizes and with other patches, after timm's own set_input_size
 """
 import copy
 import json
@@ -15,7 +16,7 @@ import numpy as np
 import onnx
 import timm
 import torch
-from timm.layers import resample_abs_pos_embed
+from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from timm.models.maxxvit import MaxxVit, MaxxVitCfg, MaxxVitTransformerCfg
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
@@ -54,6 +55,15 @@ def positions():
     return cases
 
 
+def kernels():
+    cases = []
+    for old, new in [((8, 8), (8, 8)), ((8, 8), (12, 12)), ((8, 8), (6, 6)), ((16, 16), (14, 14)), ((4, 6), (8, 4))]:
+        seed = 31 + len(cases)
+        after = resample_patch_embed(values(seed, (2, 1, *old)).double(), list(new))
+        cases.append({"old": old, "new": new, "seed": seed, "after": numbers(after)})
+    return cases
+
+
 def models():
     common = dict(img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=5)
     made = {
@@ -74,6 +84,9 @@ def models():
     # Padded windows and odd merging; windows that shrink; a last stage that gets several windows, in one direction or both.
     sizes["swin"] = [(32, 32), (24, 24), (28, 20), (48, 48), (64, 32), (8, 8), (40, 24)]
     sizes["coatnet"] = [(32, 32), (48, 48), (16, 64), (24, 40)]
+    # Smaller and larger patches, with and without another number of them, oblong ones.
+    patches = {name: [((32, 32), (16, 16)), ((48, 48), (12, 12)), ((40, 30), (5, 10))] for name in ("vit", "distilled", "mean", "late")}
+    patches["swin"] = [((32, 32), (4, 4)), ((48, 36), (3, 3))]
     answers = []
     for name, model in made.items():
         model.eval()
@@ -93,19 +106,21 @@ def models():
                 n.doc_string = ""
             onnx.save(m, str(file), save_as_external_data=False)
             file.with_suffix(".onnx.data").unlink(missing_ok=True)
-        for size in sizes[name]:
+        for size, patch in [(size, None) for size in sizes[name]] + patches.get(name, []):
             resized = copy.deepcopy(model)
             # Swin's windows stay as large as they were.
-            resized.set_input_size(img_size=size, **({"window_size": 4} if name == "swin" else {}))
+            more = ({"window_size": 4} if name == "swin" else {}) | ({"patch_size": patch} if patch else {})
+            resized.set_input_size(img_size=size, **more)
             with torch.no_grad():
                 logits = resized(values(7, (1, 3, *size)))
-            answers.append({"model": name, "size": size, "logits": numbers(logits)})
+            answers.append({"model": name, "size": size, "patch": patch, "logits": numbers(logits)})
     return answers
 
 
 def main():
     HERE.mkdir(exist_ok=True)
     (HERE / "positions.json").write_text(json.dumps(positions()) + "\n")
+    (HERE / "kernels.json").write_text(json.dumps(kernels()) + "\n")
     (HERE / "models.json").write_text(json.dumps(models()) + "\n")
     print("made with torch", torch.__version__, "timm", timm.__version__)
 

@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
-use vedge_converter::convert::{Pictures, Precision, Settings, convert};
+use vedge_converter::convert::{Pictures, Settings, convert};
 use vedge_converter::quantize::Preset;
 use vedge_runtime::onnx::{DType, Graph, NodeProto, proto};
 use vedge_runtime::{Options, Session, bench};
@@ -35,22 +35,10 @@ impl Random {
 fn converted(model: &str, preset: Preset) -> Result<Graph> {
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models");
     let settings = Settings {
-        calibrator: None,
-        cache: None,
-        size: None,
-        precision: Precision::Int8,
         preset,
-        prune: Default::default(),
-        target: Default::default(),
-        explain: false,
-        judges: None,
-        merge: None,
         calibration: Some(Pictures { dir: models.join("fashion/calibration"), count: 8 }),
         preprocess: Some(models.join("fashion.json").to_string_lossy().into_owned()),
-        mean: None,
-        std: None,
-        labels: None,
-        options: Options::default(),
+        ..Settings::default()
     };
     Ok(convert(&models.join(model), &settings)?.graph)
 }

@@ -5,7 +5,7 @@ use ndarray::ArrayD;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use vedge_converter::passes::positions::resample;
-use vedge_converter::passes::{Prepare, prepare};
+use vedge_converter::passes::{Prepare, patch, prepare};
 use vedge_runtime::onnx::Graph;
 use vedge_runtime::{Error, Options, Session};
 use vedge_tests::zoo;
@@ -42,14 +42,41 @@ fn positions_equal_timm() -> Result<()> {
 }
 
 #[derive(Deserialize)]
+struct Kernel {
+    old: (usize, usize),
+    new: (usize, usize),
+    seed: u64,
+    after: Vec<f32>,
+}
+
+#[test]
+fn patch_kernels_equal_timm() -> Result<()> {
+    for k in json::<Vec<Kernel>>("kernels.json")? {
+        let before = zoo::generate(k.seed, 0.0, 1.0, 2 * k.old.0 * k.old.1);
+        let after = patch::resample(&before, k.old, k.new);
+        assert_eq!(after.len(), k.after.len());
+        let largest = k.after.iter().fold(0f32, |m, v| m.max(v.abs()));
+        for (i, (a, b)) in after.iter().zip(&k.after).enumerate() {
+            assert!((a - b).abs() < 1e-5 * largest, "{:?} to {:?}: value {i} is {a}, timm has {b}", k.old, k.new);
+        }
+    }
+    Ok(())
+}
+
+#[derive(Deserialize)]
 struct Answer {
     model: String,
     size: (usize, usize),
+    patch: Option<(usize, usize)>,
     logits: Vec<f32>,
 }
 
-fn run(mut graph: Graph, size: (usize, usize)) -> Result<ArrayD<f32>> {
-    prepare(&mut graph, &Prepare { size: Some(size) })?;
+fn run(graph: Graph, size: (usize, usize)) -> Result<ArrayD<f32>> {
+    run_as(graph, size, None)
+}
+
+fn run_as(mut graph: Graph, size: (usize, usize), patch: Option<(usize, usize)>) -> Result<ArrayD<f32>> {
+    prepare(&mut graph, &Prepare { size: Some(size), patch })?;
     let mut session = Session::from_graph(graph, &Options::default())?;
     Ok(session.run(&[zoo::input(&[1, 3, size.0, size.1])])?.swap_remove(0))
 }
@@ -61,16 +88,11 @@ fn resized_models_equal_timm() -> Result<()> {
     for a in answers {
         for exporter in ["ts", "dynamo"] {
             let name = format!("{}.{exporter}.onnx", a.model);
-            let logits =
-                run(Graph::read(&reference(&name))?, a.size).with_context(|| format!("{name} {:?}", a.size))?;
+            let what = || format!("{name} {:?} {:?}", a.size, a.patch);
+            let logits = run_as(Graph::read(&reference(&name))?, a.size, a.patch).with_context(what)?;
             let largest = a.logits.iter().fold(0f32, |m, v| m.max(v.abs()));
             for (x, y) in logits.iter().zip(&a.logits) {
-                assert!(
-                    (x - y).abs() < 1e-4 * largest,
-                    "{name} at {:?}: {logits} where timm has {:?}",
-                    a.size,
-                    a.logits
-                );
+                assert!((x - y).abs() < 1e-4 * largest, "{}: {logits} where timm has {:?}", what(), a.logits);
             }
         }
     }
@@ -78,7 +100,7 @@ fn resized_models_equal_timm() -> Result<()> {
 }
 
 fn refusal(mut graph: Graph, size: Option<(usize, usize)>) -> String {
-    match prepare(&mut graph, &Prepare { size }) {
+    match prepare(&mut graph, &Prepare { size, ..Prepare::default() }) {
         Ok(reports) => panic!("accepted: {reports:?}"),
         Err(e) => format!("{e}\nhint: {}", e.hint().unwrap_or("none")),
     }
@@ -89,11 +111,11 @@ fn a_size_off_the_patch_grid_is_refused_with_the_nearest() -> Result<()> {
     let vit = || Graph::read(&reference("vit.ts.onnx"));
     insta::assert_snapshot!(refusal(vit()?, Some((50, 48))), @r"
     height 50 is no multiple of the patch size 8 of node `/patch_embed/proj/Conv` (Conv)
-    hint: the nearest sizes that fit: 48 or 56
+    hint: the nearest sizes that fit: 48 or 56x48
     ");
     insta::assert_snapshot!(refusal(vit()?, Some((48, 5))), @r"
     width 5 is no multiple of the patch size 8 of node `/patch_embed/proj/Conv` (Conv)
-    hint: the nearest sizes that fit: 8
+    hint: the nearest sizes that fit: 48x8
     ");
     insta::assert_snapshot!(refusal(vit()?, Some((0, 8))), @r"
     height 0 is no picture size
@@ -114,7 +136,7 @@ fn what_cannot_follow_is_refused_by_name() -> Result<()> {
     ");
     insta::assert_snapshot!(refusal(zoo::load("coatnet_nano_rw.dynamo")?, Some((256, 256))), @r"
     this export cannot be resized: node `node_Add_657` (Add): its constant `unsqueeze_6` [1, 8, 49, 49] (no bias by relative position) follows the size
-    hint: leave --size out to keep the exported resolution, or export again at the size you want
+    hint: the nearest sizes that fit: 224
     ");
     insta::assert_snapshot!(refusal(zoo::load("hf_detr_small.ts")?, Some((352, 352))), @r"
     this export cannot be resized: node `/m/model/encoder/layers.1/self_attn/Add` (Add): positions are added in more than one place
@@ -122,7 +144,7 @@ fn what_cannot_follow_is_refused_by_name() -> Result<()> {
     ");
     insta::assert_snapshot!(refusal(zoo::load("hf_vivit_small.ts")?, Some((128, 128))), @r"
     this export cannot be resized: node `/m/vivit/embeddings/Add` (Add): 197 positions are no patch grid with at most 2 tokens before it
-    hint: leave --size out to keep the exported resolution, or export again at the size you want
+    hint: the nearest sizes that fit: 112
     ");
     insta::assert_snapshot!(refusal(zoo::load("mobilevit_xxs_dynHW.ts")?, None), @r"
     input `input` has no fixed height and width
@@ -134,16 +156,38 @@ fn what_cannot_follow_is_refused_by_name() -> Result<()> {
 /// MobileViT with free sizes, frozen at one size and then resized to another, equals the one frozen there at once.
 #[test]
 fn a_fixed_mobilevit_equals_the_one_with_free_sizes() -> Result<()> {
-    let name = "mobilevit_xxs_dynHW.dynamo";
-    let mut fixed = zoo::load(name)?;
-    prepare(&mut fixed, &Prepare { size: Some((256, 256)) })?;
-    for size in [(320, 320), (192, 320), (256, 192)] {
-        let free = run(zoo::load(name)?, size).with_context(|| format!("{name} at {size:?}"))?;
-        let resized = run(fixed.clone(), size).with_context(|| format!("{name} from 256 to {size:?}"))?;
-        let largest = free.iter().fold(0f32, |m, v| m.max(v.abs()));
-        let difference = (&resized - &free).iter().fold(0f32, |m, v| m.max(v.abs()));
-        assert!(difference < 1e-4 * largest, "{name} at {size:?}: {difference} of {largest}");
+    for name in ["mobilevit_xxs_dynHW.dynamo", "mobilevit_xxs_dynHW.ts"] {
+        let mut fixed = zoo::load(name)?;
+        prepare(&mut fixed, &Prepare { size: Some((256, 256)), ..Prepare::default() })?;
+        for size in [(320, 320), (192, 320), (256, 192)] {
+            let free = run(zoo::load(name)?, size).with_context(|| format!("{name} at {size:?}"))?;
+            let resized = run(fixed.clone(), size).with_context(|| format!("{name} from 256 to {size:?}"))?;
+            let largest = free.iter().fold(0f32, |m, v| m.max(v.abs()));
+            let difference = (&resized - &free).iter().fold(0f32, |m, v| m.max(v.abs()));
+            assert!(difference < 1e-4 * largest, "{name} at {size:?}: {difference} of {largest}");
+        }
     }
+    Ok(())
+}
+
+/// Patches that a graph has already change nothing, and what cuts no patches is told so.
+#[test]
+fn patches_of_another_size() -> Result<()> {
+    let read = |name: &str| Graph::read(&reference(name));
+    let same = run_as(read("vit.ts.onnx")?, (32, 32), Some((8, 8)))?;
+    assert_eq!(same, run(read("vit.ts.onnx")?, (32, 32))?);
+    let refused = |mut graph: Graph, size, patch| match prepare(&mut graph, &Prepare { size, patch: Some(patch) }) {
+        Ok(reports) => panic!("accepted: {reports:?}"),
+        Err(e) => format!("{e}\nhint: {}", e.hint().unwrap_or("none")),
+    };
+    insta::assert_snapshot!(refused(read("vit.ts.onnx")?, None, (12, 12)), @r"
+    height 32 is no multiple of the patch size 12 of --patch
+    hint: the nearest sizes that fit: 24 or 36
+    ");
+    insta::assert_snapshot!(refused(read("coatnet.ts.onnx")?, Some((32, 32)), (4, 4)), @r"
+    node `/stem/conv1/Conv` (Conv) is no patch embedding: its strides are not the size of its kernel
+    hint: leave --patch out: --size alone makes such a model smaller, too
+    ");
     Ok(())
 }
 
@@ -151,7 +195,7 @@ fn a_fixed_mobilevit_equals_the_one_with_free_sizes() -> Result<()> {
 #[test]
 fn the_size_of_the_positions_is_taken_where_none_is_given() -> Result<()> {
     let mut graph = zoo::load("deit_tiny_fixedimg_dynHW.ts")?;
-    let reports = prepare(&mut graph, &Prepare { size: None })?;
+    let reports = prepare(&mut graph, &Prepare { size: None, ..Prepare::default() })?;
     assert!(reports.iter().any(|r| r.line.contains("224x224 being the size of its positions")), "{reports:?}");
     assert_eq!(graph.inputs[0].fixed().map(|f| f.1), Some(vec![1, 3, 224, 224]));
     Ok(())
@@ -164,7 +208,7 @@ fn no_graph_of_the_zoo_panics_or_contradicts_itself_at_another_size() -> Result<
         let shape = zoo::expected(&name)?.input.shape;
         let [.., h, w] = shape[..] else { continue };
         let mut graph = zoo::load(&name)?;
-        match prepare(&mut graph, &Prepare { size: Some((h + h / 2 / 32 * 32, w)) }) {
+        match prepare(&mut graph, &Prepare { size: Some((h + h / 2 / 32 * 32, w)), ..Prepare::default() }) {
             Ok(_) => {
                 let input = graph.inputs[0].fixed().context("fixed")?.1;
                 println!("{name}: {input:?}");

@@ -43,7 +43,7 @@ fn take(name: &str, row: &mut Row) -> Result<()> {
     let mut graph = zoo::load(name)?;
     row.loads = true;
     let [.., height, width] = expected.input.shape[..] else { anyhow::bail!("the input is no picture") };
-    prepare(&mut graph, &Prepare { size: Some((height, width)) }).map_err(in_words)?;
+    prepare(&mut graph, &Prepare { size: Some((height, width)), ..Prepare::default() }).map_err(in_words)?;
     check(&graph)?;
     row.freezes = true;
     let input = zoo::input(&expected.input.shape);

@@ -4,14 +4,15 @@ Usage: run.py --board VEDGE_RUN --feed FEED --host VEDGE_RUN --model MODEL.onnx 
 
 Boots Debian's arm64 kernel with the driver vivid under qemu-system-aarch64, plays shipped test pictures into its output
 node (tests/vm/feed), captures them from /dev/video0 with the board program, one pixel format after the other, and compares
-every label with the picture's class and with what the same program says here for the same picture from a file. A second
-camera, /dev/video2, has several planes a buffer and shows a test pattern, on which all formats must agree with the first
-camera; it loses frames, the clock jumps, it fails and is unplugged while the program runs, and comes back under another number. A third one,
+every label with the picture's class and with what the same program says here for the same picture from a file, and every byte
+of the frames with what was played. A second camera, /dev/video2, has several planes a buffer and shows a test pattern, on which
+all formats must agree with the first camera, byte for byte where that has the format, too; it loses frames, the clock jumps, it fails and is unplugged while the program runs, and comes back under another number. A third one,
 /dev/video9 of the driver v4l2loopback, gives JPEG frames as webcams make them: without Huffman tables, with bytes after the
-end, cut off.
+end, cut off, and empty; the bytes of these, too, must come through as they were written.
 """
 
 import argparse
+import hashlib
 import io
 import json
 import subprocess
@@ -45,9 +46,12 @@ CASES = [
 ]
 JPEG_PICTURE = "1_trouser/00002.png"
 # What is done to JPEG frames, those of webcams among them.
-JPEG_CASES = ["whole", "without Huffman tables", "bytes after the end", "every other one cut off"]
-# Formats of the camera with several planes; NM12, NM21 and YM12 have each plane in a buffer of its own.
-PLANES = ["NV12", "NM12", "NM21", "YM12", "YUYV", "RGB3"]
+JPEG_CASES = ["whole", "without Huffman tables", "bytes after the end", "every other one cut off", "every other one empty"]
+# Formats of the camera with several planes; NM12, NM21 and YM12 have each plane in a buffer of its own. With each the format
+# of the first camera that has the same bytes in one plane.
+PLANES = {"NV12": "NV12", "NM12": "NV12", "NM21": "NV21", "YM12": "YU12", "YUYV": "YUYV", "RGB3": "RGB3"}
+# Frames whose bytes are compared.
+TAKEN = 3
 # What happens to that camera while the program runs: a control of vivid.
 FAULTS = ["Inject Fatal Streaming Error", "Disconnect"]
 # Meanwhile the clock is set years ahead, then years back.
@@ -105,7 +109,7 @@ def jpeg_frames(picture):
         bare += b"" if marker == 0xC4 else whole[at:end]
         at = end
     assert len(bare) < len(whole) - 400, "this JPEG had no Huffman tables"
-    return dict(zip(JPEG_CASES, [[whole], [bare], [whole + bytes(5000)], [bare, whole[: len(whole) // 2]]]))
+    return dict(zip(JPEG_CASES, [[whole], [bare], [whole + bytes(5000)], [bare, whole[: len(whole) // 2]], [bare, b""]]))
 
 
 def modules(kernel, name="vivid"):
@@ -128,6 +132,28 @@ def top_label(line):
     return answer(line)["top"][0]["label"]
 
 
+def taking(name, uri):
+    """Lines of the job that take frames as the program does; what `taken` reads."""
+    return [f"echo @case bytes of {name}", f"timeout 30 /bin/feed take '{uri}' {TAKEN}", "echo @status $?"]
+
+
+def taken(found, name):
+    """Digests of the frames of a case, as they came."""
+    section = found.get(f"bytes of {name}", NOTHING)
+    frames = [line.split()[1:3] for line in section["lines"] if line.startswith("@frame ")]
+    if section["status"] != 0 or len(frames) != TAKEN:
+        return [f"{section['lines']} (status {section['status']})"]
+    # to a reader that comes late v4l2loopback gives its first buffer whole, whatever was written to it
+    late = name.startswith("MJPG") and int(frames[0][1]) == 4 * WIDTH * HEIGHT
+    return [digest for digest, _ in frames[late:]]
+
+
+def exact(found, name, sent):
+    """What is wrong with the bytes of a case; those of every frame must be some of those that were sent."""
+    want = {hashlib.sha256(frame).hexdigest() for frame in sent}
+    return "" if set(taken(found, name)) <= want else f"bytes of {name}: {taken(found, name)}, sent were {want}"
+
+
 def job(cases):
     """The guest's shell script: one section for each case between @case and @status lines."""
     pattern = "size=320x180&ctrl.osd_text_mode=2"
@@ -136,6 +162,8 @@ def job(cases):
     for device, fourcc in [("/dev/video0", "YUYV"), *(("/dev/video2", f) for f in PLANES)]:
         uri = f"{device}?format={fourcc}&{pattern}"
         lines += [f"echo @case pattern {device} {fourcc}", f"{once} '{uri}' --top 1 --max-frames 2", "echo @status $?"]
+    for device, fourcc in [*(("/dev/video0", f) for f in sorted(set(PLANES.values()))), *(("/dev/video2", f) for f in PLANES)]:
+        lines += taking(f"pattern {device} {fourcc}", f"{device}?format={fourcc}&{pattern}")
     uri = f"/dev/video2?{pattern}&ctrl.percentage_of_dropped_buffers=40"
     lines += ["echo @case losing frames", f"{once} '{uri}' --max-frames 12", "echo @status $?"]
     lines += ["echo @case wrong control", f"{once} '/dev/video2?ctrl.nonsense=1'", "echo @status $?"]
@@ -165,6 +193,7 @@ def job(cases):
             f"echo @case MJPG {name}",
             f"{once} '/dev/video9?format=MJPG&size={WIDTH}x{HEIGHT}' --top 1 --max-frames {2 * FRAMES} >/tmp/out 2>/tmp/err",
             "status=$?; cat /tmp/out /tmp/err; echo @status $status",
+            *taking(f"MJPG {name}", f"/dev/video9?format=MJPG&size={WIDTH}x{HEIGHT}"),
             "sed 's/^/@feed /' /tmp/feed; kill $feeder; wait $feeder 2>/dev/null",
         ]
     for index, (fourcc, _, _) in enumerate(cases):
@@ -176,6 +205,7 @@ def job(cases):
             f"echo @case {index}",
             f"timeout 60 /bin/vedge-run model.onnx '{uri}' --top 1 --max-frames {FRAMES}",
             "echo @status $?",
+            *taking(index, uri),
             "sed 's/^/@feed /' /tmp/feed; kill $feeder; wait $feeder 2>/dev/null",
         ]
     # Unplugged for good: the nodes are gone, the driver is unloaded when the program has let go, and comes back with others.
@@ -237,6 +267,8 @@ def second_camera(found):
         same = want and got and want[0] == got[0] and abs(want[1] - got[1]) < 0.05
         told = any(f"/dev/video2 {fourcc} " in line for line in found.get(name, NOTHING)["lines"])
         yield name, "" if same and told else f"{got}, the first camera gives {want}; format shown: {told}"
+        here, there = (set(taken(found, f"pattern {camera}")) for camera in (f"/dev/video2 {fourcc}", f"/dev/video0 {PLANES[fourcc]}"))
+        yield f"bytes of {name}", "" if here == there and len(here) == 1 else f"{here}, the first camera gives {there}"
     losing = found.get("losing frames", NOTHING)
     dropped = sum(answer(line)["dropped"] for line in losing["lines"] if line.startswith("{"))
     yield "losing frames", "" if losing["status"] == 0 and dropped > 0 else f"status {losing['status']}, {dropped} dropped"
@@ -259,13 +291,15 @@ def second_camera(found):
         yield fault, "" if good else f"status {section['status']}, lost {lost}, back {back}, {answers} answers, {odd}"
 
 
-def jpeg_camera(found, label):
-    """Each case of the camera that gives JPEG frames."""
+def jpeg_camera(found, label, shots):
+    """Each case of the camera that gives JPEG frames, and those of its bytes."""
     for name in JPEG_CASES:
+        # the driver's empty frames are passed over where they are captured
+        yield f"bytes of MJPG {name}", exact(found, f"MJPG {name}", [frame for frame in shots[name] if frame])
         section = found.get(f"MJPG {name}", NOTHING)
         answers = [answer(line) for line in section["lines"] if line.startswith("{")]
         right = len(answers) == 2 * FRAMES and {a["top"][0]["label"] for a in answers} == {label}
-        dropped = sum(a["dropped"] for a in answers) > 0 or "cut off" not in name
+        dropped = sum(a["dropped"] for a in answers) > 0 or "every other one" not in name
         good = section["status"] == 0 and right and dropped
         yield f"MJPG {name}", "" if good else f"{section['lines']} (status {section['status']}), expected {label}"
 
@@ -305,7 +339,8 @@ def main():
         cases.append((fourcc, name, top_label(here.stdout.splitlines()[0])))
 
     picture = Image.open(PICTURES / JPEG_PICTURE).convert("RGB").resize((WIDTH, HEIGHT), Image.BILINEAR)
-    for index, shots in enumerate(jpeg_frames(picture).values()):
+    shots_of = jpeg_frames(picture)
+    for index, shots in enumerate(shots_of.values()):
         for number, data in enumerate(shots):
             path = frames / f"jpeg{index}.{number}"
             path.write_bytes(data)
@@ -330,8 +365,11 @@ def main():
         good = section["status"] == 0 and labels == [here] * FRAMES and here in (expected, expected.split("_", 1)[1])
         failures += not good
         print(f"{'ok    ' if good else 'FAILED'} {fourcc} {name}: {labels} (status {section['status']}), from a file: {here}")
+        wrong = exact(found, str(index), [(frames / f"{index}.raw").read_bytes()])
+        failures += bool(wrong)
+        print(f"FAILED {wrong}" if wrong else f"ok     bytes of {fourcc} {name}")
     trousers = next(here for _, name, here in cases if name == JPEG_PICTURE)
-    for name, problem in [*second_camera(found), *jpeg_camera(found, trousers), *replugged(found)]:
+    for name, problem in [*second_camera(found), *jpeg_camera(found, trousers, shots_of), *replugged(found)]:
         failures += bool(problem)
         print(f"FAILED {name}: {problem}" if problem else f"ok     {name}")
     if failures:

@@ -1,10 +1,13 @@
-//! One budget, one search: resolution, tokens, neurons and heads of an INT8 model that is to be so fast or so small.
+//! One budget, one search: resolution, tokens, neurons, heads and precision of a model that is to be so fast or so small.
 //!
 //! Each thing is tried alone first: how long it then takes (or how large it is), and how far its answers on pictures held
 //! out diverge from the whole model's. Factors of time multiply and divergences add up well enough to say which
 //! combinations are worth a try; those are then made and judged themselves. What is chosen is the one that diverges least
-//! within the budget; where none keeps to `max_drop`, it is plain INT8.
+//! within the budget; where none keeps to `max_drop`, it is plain INT8. The file that is made of the choice is judged once
+//! more: where it does not keep to `max_drop`, plain INT8 is made instead.
 
+mod candidate;
+mod judged;
 mod latency;
 mod plan;
 pub mod plot;
@@ -12,19 +15,15 @@ pub mod plot;
 pub use latency::{Latency, Table};
 pub use plan::{Plan, Space};
 
-use crate::arch::Family;
-use crate::convert::{Float, Precision, Settings, float, held_out, load_picture, sha256, whole_answers};
-use crate::passes::{self, Prepare};
-use crate::quantize::write::Recipe;
-use crate::quantize::{self, Effect, Probes};
-use crate::{arch, merge, progress, prune, shapes};
-use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use crate::convert::{Converted, Precision, Settings, answers, convert, float, held_out, sha256, whole_answers};
+use crate::quantize::{Effect, Target};
+use crate::{passes, progress, prune};
+use judged::{Judge, Known, top1};
+use latency::Subject;
+use serde::Serialize;
 use std::path::{Path, PathBuf};
-use vedge_calibration::dataset;
-use vedge_runtime::model::card::Activations;
 use vedge_runtime::onnx::Graph;
-use vedge_runtime::{Card, Error, Result, Session, files};
+use vedge_runtime::{Error, Result, files};
 
 /// A number, or a share of what plain INT8 has.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -82,7 +81,7 @@ pub struct Budget {
     pub size: Option<Amount>,
     /// Points of top-1 that may be lost against the whole float model on the judging pictures.
     pub max_drop: f64,
-    /// Where the latency table is kept.
+    /// Where the latency table is kept; `None` for the folder that keeps statistics.
     pub table: Option<PathBuf>,
 }
 
@@ -93,6 +92,8 @@ pub struct Point {
     pub plan: Plan,
     /// Median milliseconds of one inference.
     pub ms: f64,
+    /// Whether that was measured; else it follows from what its parts take.
+    pub measured: bool,
     /// Bytes of the file.
     pub bytes: usize,
     /// Against the whole float model, on pictures held out.
@@ -112,6 +113,14 @@ pub struct Found {
     pub note: String,
     /// What the times are of.
     pub target: String,
+    /// What could not be tried, because the latency table of another machine does not have it.
+    pub not_tried: Vec<String>,
+    /// Milliseconds of single heads and neurons, where those of layers differ.
+    pub prices: prune::Prices,
+    /// The least share of right answers that was asked for.
+    least_top1: f64,
+    /// How many calibration pictures judged, the last ones.
+    judges: usize,
 }
 
 impl Found {
@@ -127,26 +136,52 @@ const COMBINATIONS: usize = 5;
 /// A prediction may be so much above the budget and still be tried.
 const TOLERANCE: f64 = 1.04;
 
-/// What is known of a plan's answers; kept between searches.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-struct Judged {
-    bytes: usize,
-    sqnr: f64,
-    agreement: f64,
-    top1: f64,
-    mean_kl: f64,
-    pictures: usize,
-}
-
 /// The settings of a plan.
-pub fn settings_of(plan: &Plan, settings: &Settings) -> Settings {
+pub fn settings_of(plan: &Plan, prices: &prune::Prices, settings: &Settings) -> Settings {
     let share = |p: u32| (p > 0).then_some(f64::from(p));
     Settings {
         size: plan.size.or(settings.size),
         merge: plan.schedule(),
         prune: prune::Request { heads: share(plan.heads), neurons: share(plan.neurons), no_repair: false },
+        prices: prices.clone(),
+        precision: plan.precision,
         ..settings.clone()
     }
+}
+
+/// Makes the model that a search chose. The search judged it as INT8 without refinement; the file is judged again, by the
+/// same pictures, and where it loses more than was asked for it becomes plain INT8, which `found` then says.
+///
+/// # Errors
+/// As [`convert`].
+pub fn take(source: &Path, settings: &Settings, found: &mut Found) -> Result<Converted> {
+    let make = |plan: &Plan| {
+        let mut settings = settings_of(plan, &found.prices, settings);
+        // The drop is the search's to keep to; layers in float would cost the time that it saved.
+        settings.target.max_drop = None;
+        if plan.precision != Precision::Int8 {
+            (settings.target, settings.calibrator) = (Target::default(), None);
+        }
+        convert(source, &settings)
+    };
+    let done = make(found.plan())?;
+    if *found.plan() == Plan::default() {
+        return Ok(done);
+    }
+    let items = &done.items[done.items.len() - found.judges..];
+    let preprocess = &done.card.preprocess;
+    let said = answers("judging the file", done.graph.clone(), items, preprocess, done.output, &settings.options)?;
+    let right = top1(&said, items);
+    if right >= found.least_top1 - 1e-9 {
+        return Ok(done);
+    }
+    found.note = format!(
+        "budget: {} loses {:.1} points as a file, more than asked for: plain INT8",
+        found.plan().describe(),
+        100.0 * (found.float_top1 - right)
+    );
+    found.points.iter_mut().for_each(|p| p.chosen = p.plan == Plan::default());
+    make(&Plan::default())
 }
 
 /// A search under way.
@@ -156,17 +191,26 @@ pub struct Search<'a> {
     budget: &'a Budget,
     space: Space,
     latency: Latency,
+    /// Milliseconds of single heads and neurons, where those of layers differ.
+    prices: prune::Prices,
+    /// The model as prepared.
+    graph: Graph,
+    not_tried: Vec<Plan>,
 }
 
 impl<'a> Search<'a> {
     /// Looks at the model: what can be tried.
     ///
     /// # Errors
-    /// [`Error::Usage`] for settings that leave nothing to search, else those of reading the model.
+    /// [`Error::Usage`] for settings that leave nothing to search and for a latency table that lacks plain INT8, else those
+    /// of reading the model.
     pub fn new(source: &'a Path, settings: &'a Settings, budget: &'a Budget) -> Result<Search<'a>> {
         let usage = |what: &str, hint: &str| Err(Error::Usage { what: what.into(), hint: hint.into() });
-        if settings.precision != Precision::Int8 {
-            return usage("--target-latency and --target-size search among INT8 models", "leave --precision out");
+        if !settings.precision.tries_int8() {
+            return usage(
+                "--target-latency and --target-size choose the precision themselves",
+                "leave --precision out",
+            );
         }
         if settings.merge.is_some() || settings.prune != prune::Request::default() {
             return usage(
@@ -175,12 +219,32 @@ impl<'a> Search<'a> {
             );
         }
         let mut graph = Graph::read(source)?;
-        passes::prepare(&mut graph, &Prepare { size: settings.size }).map_err(|e| e.in_file(source))?;
-        let space = space(source, &graph, settings)?;
+        passes::prepare(&mut graph, &settings.prepare()).map_err(|e| e.in_file(source))?;
+        let mut space = candidate::space(source, &graph, settings)?;
         let kernels = vedge_runtime::kernels::detect()?.name;
-        let model = sha256(&files::map(source)?);
-        let latency = Latency::open(budget.table.as_deref(), &model, kernels, &settings.options)?;
-        Ok(Search { source, settings, budget, space, latency })
+        let sha256 = sha256(&files::map(source)?);
+        let subject = Subject { sha256: &sha256, name: &stem(source) };
+        // Without a file of its own, times are kept beside the statistics, for this machine and these settings.
+        let own = format!("{kernels} {} {:?} {:?}", settings.options.threads, settings.size, settings.patch);
+        let own = crate::convert::sha256(format!("latency {sha256} {own} {}", env!("CARGO_PKG_VERSION")).as_bytes());
+        let kept = settings.cache.as_ref().map(|dir| dir.join(format!("{own}.latency")));
+        let path = budget.table.clone().or(kept);
+        let mut latency = Latency::open(path.as_deref(), &subject, kernels, &settings.options)?;
+        let mut not_tried = vec![];
+        if latency.foreign() {
+            let mut has = |plan: &Plan| latency.of(&plan.key(), || Ok(graph.clone())).is_ok_and(|ms| ms.is_some());
+            if !has(&Plan::default()) {
+                return Err(Error::Usage {
+                    what: format!("the latency table of {} does not have plain INT8 (`int8`)", latency.target()),
+                    hint:
+                        "--dry-run --plans DIR writes the models to measure there: vedge bench --on HOST DIR/* --json"
+                            .into(),
+                });
+            }
+            let known: Vec<Plan> = space.single().into_iter().filter(|p| has(p)).collect();
+            not_tried = space.keep(|p| known.contains(p));
+        }
+        Ok(Search { source, settings, budget, space, latency, prices: prune::Prices::new(), graph, not_tried })
     }
 
     /// What would be done, in words: nothing but plain INT8 is measured.
@@ -188,7 +252,7 @@ impl<'a> Search<'a> {
     /// # Errors
     /// Those of making and running it.
     pub fn dry_run(&mut self) -> Result<String> {
-        let plain = self.ms(&Plan::default())?;
+        let plain = self.plain()?;
         let list = |what: &str, v: Vec<String>| {
             format!("  {what}: {}\n", if v.is_empty() { "-".into() } else { v.join(", ") })
         };
@@ -202,22 +266,92 @@ impl<'a> Search<'a> {
         out += &list("tokens merged in each block", s.merges.iter().map(usize::to_string).collect());
         out += &list("percent of the neurons", s.neurons.iter().map(u32::to_string).collect());
         out += &list("percent of the heads", s.heads.iter().map(u32::to_string).collect());
+        out += &list("precision besides int8", s.precisions.iter().map(|p| p.name().into()).collect());
+        if !self.not_tried.is_empty() {
+            out += &list("not in the latency table, so not tried", self.not_tried.iter().map(Plan::key).collect());
+        }
         let (single, all) = (s.single().len(), s.all().len());
         out += &format!("{single} alone, then up to {COMBINATIONS} of {all} combinations\n");
         Ok(out)
     }
 
-    /// Milliseconds of a plan. Times do not depend on which heads and neurons leave, so that no pictures are needed.
-    fn ms(&mut self, plan: &Plan) -> Result<f64> {
+    /// Writes a model for every plan that changes one thing, `FOLDER/MODEL.PLAN.onnx`: they take as long as the candidates,
+    /// so that a board can measure them (`vedge bench --on HOST FOLDER/* --json` is then the latency table). Returns their
+    /// number.
+    ///
+    /// # Errors
+    /// Those of making and writing them.
+    pub fn write_plans(&self, folder: &Path) -> Result<usize> {
+        let plans = std::iter::once(Plan::default()).chain(self.space.single());
+        let made = plans.map(|p| (p.key(), candidate::stand_in(self.source, self.settings, &p)));
+        let classes = candidate::classes(&self.graph).into_iter();
+        let halves = classes.map(|(key, units)| (key, candidate::without_half(self.source, self.settings, &units)));
+        std::fs::create_dir_all(folder).map_err(|source| Error::Write { path: folder.into(), source })?;
+        let mut count = 0;
+        for (key, graph) in made.chain(halves) {
+            match graph {
+                Ok(graph) => graph.write(&folder.join(format!("{}.{key}.onnx", stem(self.source))))?,
+                Err(Error::Unsupported { .. }) => continue,
+                Err(e) => return Err(e),
+            }
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    /// Milliseconds of plain INT8.
+    fn plain(&mut self) -> Result<f64> {
+        Ok(self.ms(&Plan::default())?.expect("it is in every table").0)
+    }
+
+    /// Milliseconds of a plan, and whether they were measured. Times do not depend on which heads and neurons leave, so that
+    /// no pictures are needed. A table of another machine predicts combinations that it does not have from their parts;
+    /// `None` where it cannot.
+    fn ms(&mut self, plan: &Plan) -> Result<Option<(f64, bool)>> {
         let (source, settings) = (self.source, self.settings);
-        self.latency.of(&plan.key(), || stand_in(source, settings, plan))
+        if let Some(ms) = self.latency.of(&plan.key(), || candidate::stand_in(source, settings, plan))? {
+            return Ok(Some((ms, true)));
+        }
+        let parts = plan.parts();
+        if parts.len() < 2 {
+            return Ok(None);
+        }
+        let plain = self.plain()?;
+        let mut product = plain;
+        for part in parts {
+            let Some((ms, _)) = self.ms(&part)? else { return Ok(None) };
+            product *= ms / plain;
+        }
+        Ok(Some((product, false)))
+    }
+
+    /// What single heads and neurons take, where layers differ: measured without half of them. None where the table of
+    /// another machine does not have that.
+    fn price(&mut self) -> Result<()> {
+        let plain = self.plain()?;
+        let classes = candidate::classes(&self.graph);
+        let macs: f64 = classes.values().flatten().map(|u| u.price * u.groups as f64).sum();
+        let mut prices = prune::Prices::new();
+        for (key, units) in classes {
+            let (source, settings) = (self.source, self.settings);
+            let Some(ms) = self.latency.of(&key, || candidate::without_half(source, settings, &units))? else {
+                return Ok(());
+            };
+            let gone: f64 = units.iter().map(|u| (0.5 * u.groups as f64).round().min(u.groups as f64 - 1.0)).sum();
+            // A difference lost in noise is no reason to remove nothing, or all.
+            let least = 0.1 * plain * units[0].price / macs;
+            let each = ((plain - ms) / gone).max(least);
+            prices.extend(units.into_iter().map(|u| (u.name, each)));
+        }
+        self.prices = prices;
+        Ok(())
     }
 
     /// Runs the search.
     ///
     /// # Errors
     /// Those of making and running candidates; [`Error::Usage`] without pictures.
-    pub fn run(self) -> Result<Found> {
+    pub fn run(mut self) -> Result<Found> {
         let Some(_) = &self.settings.calibration else {
             return Err(Error::Usage {
                 what: "a search needs calibration pictures: they tell what each step costs".into(),
@@ -237,37 +371,27 @@ impl<'a> Search<'a> {
             base.output,
             &self.settings.options,
         )?;
+        self.price()?;
         let mut known = Known::open(self, &items, &base.card)?;
         let s = &mut known;
-        let reference = whole[items.len() - judges..].to_vec();
-        let classes: Vec<usize> = items[items.len() - judges..].iter().map(|i| i.class).collect();
-        let float_top1 = {
-            let right = reference.iter().zip(&classes).filter(|(y, c)| crate::evaluate::best(y) == **c).count();
-            right as f64 / classes.len().max(1) as f64
-        };
-        let judge = Judge { whole: &whole, reference, classes, items: &items };
-        let singles = s.search.space.single();
-        let bar = progress::bar("searching", 1 + singles.len() + COMBINATIONS);
-        let mut points = vec![];
-        for plan in std::iter::once(plain.clone()).chain(singles) {
-            points.extend(s.point(&plan, &judge)?);
-            bar.inc(1);
-        }
-        let first = points.first().filter(|p| p.plan == plain).cloned();
-        let Some(first) = first else {
-            return Err(Error::Unsupported {
-                what: "plain INT8 could not be made".into(),
-                hint: "vedge inspect MODEL".into(),
-            });
-        };
+        let judge = Judge { whole: &whole, items: &items, count: judges };
+        let float_top1 = judge.float_top1();
+        let ms = s.search.plain()?;
+        let first = s.point(&plain, (ms, true), &judge)?;
         let limits = Limits {
             ms: s.search.budget.latency.map_or(f64::INFINITY, |t| t.of(first.ms)),
             bytes: s.search.budget.size.map_or(f64::INFINITY, |t| t.of(first.bytes as f64)),
             top1: float_top1 - s.search.budget.max_drop / 100.0,
         };
-        let promising = promising(&s.search.space, &points, &first, &limits);
-        for plan in promising {
-            points.extend(s.point(&plan, &judge)?);
+        let singles = s.search.space.single();
+        let bar = progress::bar("searching", singles.len() + COMBINATIONS);
+        let mut points = vec![first.clone()];
+        for plan in singles {
+            points.extend(s.tried(&plan, &points, &judge)?);
+            bar.inc(1);
+        }
+        for plan in promising(&s.search.space, &points, &first, &limits) {
+            points.extend(s.tried(&plan, &points, &judge)?);
             bar.inc(1);
         }
         bar.finish_and_clear();
@@ -276,11 +400,12 @@ impl<'a> Search<'a> {
         let p = &points[chosen.unwrap_or(0)];
         let lost = 100.0 * (float_top1 - p.effect.top1);
         let asked = limits.describe();
-        let note = match chosen {
+        let mut note = match chosen {
             Some(_) => format!(
-                "budget: {asked}: {}, {:.2} ms where plain INT8 takes {:.2}, {lost:.1} points lost on {} pictures, {} candidates tried",
+                "budget: {asked}: {}, {:.2} ms{} where plain INT8 takes {:.2}, {lost:.1} points lost on {} pictures, {} candidates tried",
                 p.plan.describe(),
                 p.ms,
+                if p.measured { "" } else { " (predicted)" },
                 first.ms,
                 p.effect.pictures,
                 points.len()
@@ -292,7 +417,37 @@ impl<'a> Search<'a> {
                 first.ms
             ),
         };
-        Ok(Found { float_top1, note, target: s.search.latency.target().into(), points })
+        let not_tried: Vec<String> = s.search.not_tried.iter().map(Plan::key).collect();
+        if s.search.latency.foreign() {
+            note += &format!("; times of {}", s.search.latency.target());
+        }
+        if !not_tried.is_empty() {
+            note += &format!(", which has none of {}", not_tried.join(", "));
+        }
+        let (target, prices) = (s.search.latency.target().to_string(), s.search.prices.clone());
+        Ok(Found { float_top1, note, target, not_tried, prices, least_top1: limits.top1, judges, points })
+    }
+}
+
+fn stem(path: &Path) -> String {
+    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+impl Known<'_> {
+    /// Measures and judges a plan. Nothing where the model cannot be shrunk so, and where another size of the picture is not
+    /// faster than a larger one that was tried (windows that are padded).
+    fn tried(&mut self, plan: &Plan, before: &[Point], judge: &Judge<'_>) -> Result<Option<Point>> {
+        let time = match self.search.ms(plan) {
+            Ok(Some(time)) => time,
+            Ok(None) | Err(Error::Unsupported { .. }) => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        let resized = |p: &Plan| p.size.is_some() && p.parts().len() == 1;
+        let slower = |p: &Point| p.ms <= time.0 && (resized(&p.plan) || p.plan == Plan::default());
+        if resized(plan) && before.iter().any(slower) {
+            return Ok(None);
+        }
+        self.point(plan, time, judge).map(Some)
     }
 }
 
@@ -339,161 +494,6 @@ fn promising(space: &Space, points: &[Point], plain: &Point, limits: &Limits) ->
     }
     open.sort_by(|a, b| a.0.total_cmp(&b.0));
     open.into_iter().take(COMBINATIONS).map(|(_, plan)| plan).collect()
-}
-
-/// What judges candidates.
-struct Judge<'a> {
-    /// The whole model's answers to all pictures.
-    whole: &'a [Vec<f32>],
-    /// Those to the judging ones, the last.
-    reference: Vec<Vec<f32>>,
-    classes: Vec<usize>,
-    items: &'a [vedge_calibration::Item],
-}
-
-/// A search and what it knows from before.
-struct Known<'a> {
-    search: Search<'a>,
-    judged: BTreeMap<String, Judged>,
-    path: Option<PathBuf>,
-}
-
-impl<'a> Known<'a> {
-    /// The file that keeps what was judged of this model with these pictures.
-    fn open(search: Search<'a>, items: &[vedge_calibration::Item], card: &Card) -> Result<Known<'a>> {
-        let pictures = dataset::fingerprint(items)?;
-        let how = format!("{:?} {} {}", card.preprocess, card.provenance.sha256, env!("CARGO_PKG_VERSION"));
-        let name = sha256(format!("budget 2 {pictures} {how}").as_bytes());
-        let path = search.settings.cache.as_ref().map(|dir| dir.join(format!("{name}.budget")));
-        let read = path.as_ref().and_then(|p| std::fs::read(p).ok());
-        let judged = read.and_then(|b| serde_json::from_slice(&b).ok()).unwrap_or_default();
-        Ok(Known { search, judged, path })
-    }
-
-    /// Measures and judges a plan; nothing where the model cannot be shrunk so.
-    fn point(&mut self, plan: &Plan, judge: &Judge<'_>) -> Result<Option<Point>> {
-        let ms = match self.search.ms(plan) {
-            Err(Error::Unsupported { .. }) if *plan != Plan::default() => return Ok(None),
-            other => other?,
-        };
-        let key = plan.key();
-        let j = match self.judged.get(&key) {
-            Some(j) => *j,
-            None => {
-                let j = self.judge(plan, judge)?;
-                self.judged.insert(key, j);
-                // What cannot be kept is found out again.
-                if let Some(path) = &self.path
-                    && let Some(dir) = path.parent()
-                    && std::fs::create_dir_all(dir).is_ok()
-                {
-                    let json = serde_json::to_vec(&self.judged).expect("plain data");
-                    let _ = files::write_atomic(path, &json);
-                }
-                j
-            }
-        };
-        let Judged { bytes, sqnr, agreement, top1, mean_kl, pictures } = j;
-        let effect = Effect { sqnr, agreement, top1, mean_kl, pictures };
-        Ok(Some(Point { plan: plan.clone(), ms, bytes, effect, chosen: false }))
-    }
-
-    fn judge(&self, plan: &Plan, judge: &Judge<'_>) -> Result<Judged> {
-        let settings = settings_of(plan, self.search.settings);
-        let Float { graph, card, output, .. } = float(self.search.source, &settings, Some(judge.whole))?;
-        let graph = quick(&graph, &card)?;
-        let from = judge.items.len() - judge.reference.len();
-        let load = |i: &vedge_calibration::Item| load_picture(&i.path, &card.preprocess);
-        let probes = Probes {
-            inputs: judge.items[from..].iter().map(load).collect::<Result<_>>()?,
-            reference: judge.reference.clone(),
-            classes: judge.classes.clone(),
-            output,
-            probabilities: card.output.kind == "probabilities",
-            held_out: from > 0,
-        };
-        let bar = progress::bar(&plan.describe(), probes.inputs.len());
-        let e = probes.judge(&graph, &self.search.settings.options, &bar, f64::NEG_INFINITY)?;
-        bar.finish_and_clear();
-        let Effect { sqnr, agreement, top1, mean_kl, pictures } = e;
-        Ok(Judged { bytes: graph.encode().len(), sqnr, agreement, top1, mean_kl, pictures })
-    }
-}
-
-/// INT8 without a search: nearest rounding, activations row by row.
-fn quick(graph: &Graph, card: &Card) -> Result<Graph> {
-    let mut graph = graph.clone();
-    let layers = quantize::layers::find(&graph).0;
-    quantize::write::write_int8(&mut graph, &layers, &Recipe::default())?;
-    Card { activations: Activations::PerToken, ..card.clone() }.embed(&mut graph);
-    Ok(graph)
-}
-
-/// A model that takes as long as a plan's: the first heads and neurons leave, whichever they are.
-fn stand_in(source: &Path, settings: &Settings, plan: &Plan) -> Result<Graph> {
-    let mut graph = Graph::read(source)?;
-    passes::prepare(&mut graph, &Prepare { size: plan.size.or(settings.size) }).map_err(|e| e.in_file(source))?;
-    let architecture = arch::recognise(&graph);
-    for (kind, percent) in [(prune::Kind::Heads, plan.heads), (prune::Kind::Neurons, plan.neurons)] {
-        prune::first(&mut graph, kind, f64::from(percent) / 100.0)?;
-    }
-    if plan.heads + plan.neurons > 0 {
-        shapes::annotate(&mut graph)?;
-        graph.prune_unused();
-    }
-    if let Some(schedule) = plan.schedule() {
-        merge::merge(&mut graph, &schedule, &architecture)?;
-    }
-    let settings = Settings { size: plan.size.or(settings.size), calibration: None, ..settings.clone() };
-    let card = crate::convert::bare_card(source, &graph, &settings)?;
-    let graph = quick(&graph, &card)?;
-    // What cannot run is found here.
-    Session::from_graph(graph.clone(), &settings.options)?;
-    Ok(graph)
-}
-
-/// Resolutions that are tried at most.
-const SIZES: usize = 4;
-
-/// What can be tried on a model.
-fn space(source: &Path, graph: &Graph, settings: &Settings) -> Result<Space> {
-    let architecture = arch::recognise(graph);
-    let (h, w) = crate::convert::picture_size(graph)?;
-    let mut space = Space::default();
-    if settings.size.is_none() {
-        let step = match graph.nodes.iter().find(|n| n.op_type() == "Conv").and_then(|n| n.ints("strides")) {
-            Some(&[s, _]) if matches!(architecture.family, Family::Vit | Family::Deit) => s.max(1) as usize,
-            _ => 32,
-        };
-        // Down to half of each side.
-        let mut sizes: Vec<(usize, usize)> = vec![];
-        for k in 1..h.min(w) / step {
-            let size = (h - k * step, w.saturating_sub(k * step));
-            if 2 * size.0 < h || 2 * size.1 < w {
-                break;
-            }
-            let fits = || {
-                let mut graph = Graph::read(source).ok()?;
-                passes::prepare(&mut graph, &Prepare { size: Some(size) }).ok()
-            };
-            if sizes.len() < SIZES && fits().is_some() {
-                sizes.push(size);
-            }
-        }
-        space.sizes = sizes;
-    }
-    if matches!(architecture.family, Family::Vit | Family::Deit) {
-        let (tokens, blocks) = (architecture.tokens.iter().copied().max().unwrap_or(0), architecture.blocks.max(1));
-        // From a fifth to three fifths of the tokens gone at the end.
-        space.merges = [5, 3, 2].map(|part| (tokens / part / blocks).max(1)).to_vec();
-        space.merges.dedup();
-    }
-    for (kind, shares) in [(prune::Kind::Neurons, &mut space.neurons), (prune::Kind::Heads, &mut space.heads)] {
-        if !prune::unit::find(graph, kind).0.is_empty() {
-            *shares = vec![10, 20];
-        }
-    }
-    Ok(space)
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ pub fn table(points: &[Point]) -> String {
             p.ms,
             p.bytes as f64 / 1e6,
             p.effect.mean_kl,
-            p.plan.describe()
+            p.plan.describe() + if p.measured { "" } else { " (time predicted)" }
         );
     }
     out

@@ -2,11 +2,11 @@ use super::*;
 
 fn point(plan: Plan, ms: f64, bytes: usize, top1: f64, mean_kl: f64) -> Point {
     let effect = Effect { sqnr: 20.0, agreement: 0.9, top1, mean_kl, pictures: 100 };
-    Point { plan, ms, bytes, effect, chosen: false }
+    Point { plan, ms, measured: true, bytes, effect, chosen: false }
 }
 
 fn space() -> Space {
-    Space { sizes: vec![(196, 196), (168, 168)], merges: vec![8, 16], neurons: vec![20], heads: vec![] }
+    Space { sizes: vec![(196, 196), (168, 168)], merges: vec![8, 16], neurons: vec![20], ..Space::default() }
 }
 
 /// Plain INT8 and each step alone.
@@ -70,4 +70,143 @@ fn the_pareto_set_is_drawn() {
     assert_eq!(svg.matches("<circle").count(), points.len());
     assert_eq!(svg.matches("fill=\"currentColor\" stroke").count(), 1);
     assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
+}
+
+mod on_a_model {
+    use super::*;
+    use crate::convert::Pictures;
+    use crate::quantize::Preset;
+    use std::collections::BTreeMap;
+
+    fn models() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../models")
+    }
+
+    fn settings(cache: Option<&Path>) -> Settings {
+        Settings {
+            calibration: Some(Pictures { dir: models().join("fashion/calibration"), count: 32 }),
+            preprocess: Some(models().join("fashion.json").display().to_string()),
+            judges: Some(usize::MAX),
+            preset: Preset::Cpu,
+            cache: cache.map(Path::to_path_buf),
+            ..Settings::default()
+        }
+    }
+
+    /// The latency table of a board, which has only some plans.
+    fn budget(dir: &Path, ms: &[(&str, f64)], share: f64) -> Budget {
+        let path = dir.join("board.json");
+        let ms: BTreeMap<String, f64> = ms.iter().map(|(k, v)| (k.to_string(), *v)).collect();
+        let model = sha256(&std::fs::read(models().join("deit_nano.onnx")).unwrap());
+        let table = serde_json::json!({"v": 2, "model": model, "target": "a board", "ms": ms});
+        std::fs::write(&path, table.to_string()).unwrap();
+        Budget { latency: Some(Amount::Share(share)), max_drop: 40.0, table: Some(path), ..Budget::default() }
+    }
+
+    const TIMES: [(&str, f64); 4] = [("int8", 10.0), ("int8-merge2", 8.0), ("int8-mlp20", 8.6), ("fp32", 20.0)];
+
+    fn search(settings: &Settings, budget: &Budget) -> Found {
+        Search::new(&models().join("deit_nano.onnx"), settings, budget).unwrap().run().unwrap()
+    }
+
+    /// Without a cache, with one, and resumed from half of one, a search decides the same; what is known is not judged again.
+    #[test]
+    fn searches_are_deterministic_and_go_on_where_they_stopped() {
+        let (dir, budget_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let budget = self::budget(budget_dir.path(), &TIMES, 0.7);
+        let json = |found: &Found| serde_json::to_string(found).unwrap();
+        let first = search(&settings(None), &budget);
+        let kept = settings(Some(dir.path()));
+        assert_eq!(json(&search(&kept, &budget)), json(&first));
+        let file = std::fs::read_dir(dir.path()).unwrap().map(|f| f.unwrap().path());
+        let file = file.filter(|p| p.extension().is_some_and(|e| e == "budget")).last().unwrap();
+        let mut known: BTreeMap<String, serde_json::Value> =
+            serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        assert_eq!(known.len(), first.points.len());
+        known.remove("int8-mlp20");
+        known.remove("int8-merge2-mlp20");
+        std::fs::write(&file, serde_json::to_vec(&known).unwrap()).unwrap();
+        assert_eq!(json(&search(&kept, &budget)), json(&first));
+        known.get_mut("fp32").unwrap()["mean_kl"] = 123.0.into();
+        std::fs::write(&file, serde_json::to_vec(&known).unwrap()).unwrap();
+        let told = search(&kept, &budget);
+        assert!(told.points.iter().any(|p| p.plan.precision == Precision::Fp32 && p.effect.mean_kl == 123.0));
+    }
+
+    #[test]
+    fn times_of_two_machines_are_not_mixed() {
+        let dir = tempfile::tempdir().unwrap();
+        let found = search(&settings(None), &budget(dir.path(), &TIMES, 0.7));
+        assert_eq!(found.target, "a board");
+        // 10 ms in the table; what it does not have is listed, not measured.
+        assert!(found.not_tried.contains(&"int8-heads10".to_string()) && found.note.contains("int8-heads10"));
+        let tried: Vec<String> = found.points.iter().map(|p| p.plan.key()).collect();
+        assert_eq!(tried, ["int8", "int8-merge2", "int8-mlp20", "fp32", "int8-merge2-mlp20"]);
+        // A combination is predicted from its parts, and says so.
+        let both = found.points.last().unwrap();
+        assert!(!both.measured && (both.ms - 6.88).abs() < 1e-9 && both.chosen, "{both:?}");
+        assert!(
+            found.note.contains("6.88 ms (predicted)") && found.note.contains("times of a board"),
+            "{}",
+            found.note
+        );
+        let refused = |ms: &[(&str, f64)]| {
+            let (settings, budget) = (self::settings(None), self::budget(dir.path(), ms, 0.7));
+            Search::new(&models().join("deit_nano.onnx"), &settings, &budget).err().unwrap().to_string()
+        };
+        assert!(refused(&TIMES[1..]).contains("does not have plain INT8"));
+        assert!(refused(&[("int8", -1.0)]).contains("is no latency table"));
+    }
+
+    /// The file that a search makes keeps to what was asked for, on the pictures that judge; else it is plain INT8.
+    #[test]
+    fn the_file_is_never_worse_than_plain_int8() {
+        let dir = tempfile::tempdir().unwrap();
+        let source = models().join("deit_nano.onnx");
+        let (budget, settings) = (self::budget(dir.path(), &TIMES, 0.7), self::settings(None));
+        let mut found = search(&settings, &budget);
+        let plan = found.plan().clone();
+        let shrunk = take(&source, &settings, &mut found).unwrap();
+        assert_eq!((found.plan(), found.least_top1), (&plan, found.float_top1 - 0.4));
+        let bytes = |c: &Converted| c.graph.encode();
+        let plain = convert(&source, &settings).unwrap();
+        assert!(bytes(&shrunk).len() < bytes(&plain).len());
+        // More right answers than there are pictures: the file cannot keep to that.
+        found.least_top1 = 1.1;
+        let kept = take(&source, &settings, &mut found).unwrap();
+        assert!(bytes(&kept) == bytes(&plain) && *found.plan() == Plan::default(), "{}", found.note);
+        assert!(found.note.contains("plain INT8"), "{}", found.note);
+        // Where nothing keeps to the budget, plain INT8 is what the search itself takes.
+        let none = search(&settings, &Budget { max_drop: -200.0, ..budget });
+        assert!(*none.plan() == Plan::default() && none.note.contains("is not met"), "{}", none.note);
+    }
+
+    /// What `vedge bench --on HOST --json` prints of written plans is a latency table.
+    #[test]
+    fn boards_measure_stand_ins() {
+        let dir = tempfile::tempdir().unwrap();
+        let source = models().join("deit_nano.onnx");
+        let settings = Settings { size: Some((32, 32)), ..self::settings(None) };
+        let own = Budget { latency: Some(Amount::Share(0.5)), ..Budget::default() };
+        let count = Search::new(&source, &settings, &own).unwrap().write_plans(dir.path()).unwrap();
+        let files = std::fs::read_dir(dir.path()).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap());
+        let files: Vec<String> = files.collect();
+        assert!(count == files.len() && files.contains(&"deit_nano.int8-mlp20.onnx".to_string()), "{files:?}");
+        let measured: Vec<serde_json::Value> = files
+            .iter()
+            .map(|f| serde_json::json!({"model": f, "median_ms": f.len() as f64, "threads": 4, "kernels": "neon"}))
+            .collect();
+        let path = dir.path().join("pi.json");
+        let json = serde_json::json!({"v": 1, "board": {"model": "Raspberry Pi 4"}, "models": measured});
+        std::fs::write(&path, json.to_string()).unwrap();
+        let measured = Budget { table: Some(path), ..own };
+        let mut search = Search::new(&source, &settings, &measured).unwrap();
+        assert_eq!(search.latency.target(), "Raspberry Pi 4, 4 threads");
+        assert!(search.not_tried.is_empty() && search.latency.foreign());
+        assert_eq!(search.plain().unwrap(), "deit_nano.int8.onnx".len() as f64);
+        assert!(search.dry_run().unwrap().contains("precision besides int8: fp16, fp32"));
+        let (other, settings) = (models().join("mobilevit_nano.onnx"), self::settings(None));
+        let other = Search::new(&other, &settings, &measured);
+        assert!(other.err().unwrap().to_string().contains("of another model"));
+    }
 }

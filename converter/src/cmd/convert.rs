@@ -5,7 +5,7 @@ use crate::budget::{self, Amount, Budget, Found, Search};
 use crate::certainty;
 use crate::convert::{Converted, Pictures, Precision, Settings, convert};
 use crate::merge::Schedule;
-use crate::prune::Request;
+use crate::prune::{Prices, Request};
 use crate::quantize::{Preset, Target};
 use crate::report::{RUNS, Report, gather, page, time};
 use anyhow::Result;
@@ -27,6 +27,10 @@ pub struct Args {
     /// Resolution in pixels, N or HxW; the model's own where left out.
     #[arg(long, value_parser = parse_size)]
     size: Option<(usize, usize)>,
+    /// Size of a patch in pixels, N or HxW: its kernel is resized (FlexiViT); larger patches are fewer. The model's own where
+    /// left out.
+    #[arg(long, value_parser = parse_size)]
+    patch: Option<(usize, usize)>,
     /// Calibration pictures, DIR/<class>/<picture>.
     #[arg(long, value_name = "DIR")]
     calib: Option<PathBuf>,
@@ -55,18 +59,23 @@ pub struct Args {
     /// Merge similar tokens after each block's attention: how many a block, such as 8, or 8,8,4, or 16x3,8x4.
     #[arg(long, value_name = "TOKENS", value_parser = Schedule::parse)]
     merge_tokens: Option<Schedule>,
-    /// Search resolution, tokens, neurons and heads for a model that takes at most so long: 0.4x of plain INT8, or 15ms.
+    /// Search resolution, tokens, neurons, heads and precision for a model that takes at most so long: 0.4x of plain INT8, or 15ms.
     #[arg(long, value_name = "0.4x|15ms", value_parser = Amount::latency)]
     target_latency: Option<Amount>,
     /// The same for the size of the file: 0.5x of plain INT8, or 12MB.
     #[arg(long, value_name = "0.5x|12MB", value_parser = Amount::size)]
     target_size: Option<Amount>,
-    /// Where the search keeps the times it measured: a file that exists is used as it is, so that the search decides the same.
+    /// Where the search keeps the times it measured, or has those of a board from: a file that exists is used as it is, so that
+    /// the search decides the same.
     #[arg(long, value_name = "FILE")]
     latency_table: Option<PathBuf>,
     /// Show what a search would try, and stop.
     #[arg(long)]
     dry_run: bool,
+    /// Write models there that take as long as what a search would try: `vedge bench --on HOST DIR/*.onnx --json` makes a
+    /// latency table of them.
+    #[arg(long, value_name = "DIR", requires = "dry_run")]
+    plans: Option<PathBuf>,
     /// Do not repair after pruning, for comparison.
     #[arg(long)]
     no_repair: bool,
@@ -153,10 +162,12 @@ pub fn run(a: &Args) -> Result<()> {
     let settings = Settings {
         explain: a.report.is_some(),
         size: a.size,
+        patch: a.patch,
         precision: a.precision,
         preset: a.preset,
         target: Target { max_drop: a.max_drop, min_agreement: a.min_agreement.map(|p| p / 100.0) },
         prune: Request { heads: a.prune_heads, neurons: a.prune_mlp, no_repair: a.no_repair },
+        prices: Prices::new(),
         merge: a.merge_tokens.clone(),
         calibrator: a.calibrator,
         cache: if a.no_cache { None } else { cache_folder() },
@@ -168,12 +179,15 @@ pub fn run(a: &Args) -> Result<()> {
         labels: a.labels.as_ref().map(|p| read_labels(p)).transpose()?,
         options: Options { threads: a.threads.get(), ..Options::default() },
     };
-    let (settings, found) = match searched(a, settings)? {
+    let (settings, mut found) = match searched(a, settings)? {
         Searched::Shown => return Ok(()),
         Searched::Settings(settings) => (*settings, None),
         Searched::Found(settings, found) => (*settings, Some(found)),
     };
-    let mut done = convert(&a.model, &settings)?;
+    let mut done = match &mut found {
+        Some(found) => budget::take(&a.model, &settings, found)?,
+        None => convert(&a.model, &settings)?,
+    };
     if let Some(found) = &found {
         eprint!("{}", budget::plot::table(&found.points));
         done.card.provenance.passes.push(found.note.clone());
@@ -304,7 +318,7 @@ enum Searched {
     Shown,
     /// No search was asked for.
     Settings(Box<Settings>),
-    /// What was found, and the settings of it.
+    /// The settings, and what was found.
     Found(Box<Settings>, Found),
 }
 
@@ -332,13 +346,13 @@ fn searched(a: &Args, settings: Settings) -> Result<Searched> {
     let mut search = Search::new(&a.model, &searching, &budget)?;
     if a.dry_run {
         print!("{}", search.dry_run()?);
+        if let Some(folder) = &a.plans {
+            println!("{} models written to {}", search.write_plans(folder)?, folder.display());
+        }
         return Ok(Searched::Shown);
     }
     let found = search.run()?;
-    // The drop is the search's to keep to; layers in float would cost the time that it saved.
-    let mut chosen = budget::settings_of(found.plan(), &settings);
-    chosen.target.max_drop = None;
-    Ok(Searched::Found(Box::new(chosen), found))
+    Ok(Searched::Found(Box::new(searching), found))
 }
 
 /// The file's bytes, after they went through the board's loader themselves.

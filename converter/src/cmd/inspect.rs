@@ -155,7 +155,7 @@ fn prepared(source: &Graph, unknown: &[(usize, Error)], converted: bool, a: &Arg
     if converted && unknown.is_empty() {
         return Prepared { graph, preparation: vec![], refused: None };
     }
-    match passes::prepare(&mut graph, &Prepare { size: a.size }) {
+    match passes::prepare(&mut graph, &Prepare { size: a.size, ..Prepare::default() }) {
         Ok(reports) => {
             let changes = reports.iter().filter(|r| r.changes > 0);
             let preparation = changes.map(|r| format!("{}: {}", r.pass, r.line)).collect();
@@ -315,7 +315,11 @@ fn card_lines(c: &Card) -> Vec<(&'static str, String)> {
     if let Some(limits) = known.map(|c| &c.limits) {
         let energy = limits.energy.map_or(String::new(), |e| format!(" or energy above {e:.2}"));
         let share = 100.0 * limits.share;
-        let line = format!("best class below {:.2}{energy} ({share:.0} % of the pictures each)", limits.confidence);
+        let looks = limits.looks.as_ref().map_or(String::new(), |l| {
+            format!(", or looking farther than {:.2} from the others ({:.0} %)", l.distance, 100.0 * l.share)
+        });
+        let line =
+            format!("best class below {:.2}{energy} ({share:.0} % of the pictures each){looks}", limits.confidence);
         lines.push(("none of these", line));
     }
     lines

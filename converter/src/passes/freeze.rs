@@ -1,7 +1,7 @@
 //! Batch 1 and a fixed resolution.
 
 use super::resize::{Size, resize};
-use super::{Context, Pass, PassReport, Prepare, fold, report};
+use super::{Context, Pass, PassReport, Prepare, fold, patch, report};
 use crate::shapes::{self, describe};
 use std::collections::HashSet;
 use vedge_runtime::onnx::{DType, Graph, NodeProto, shape_of, value_info};
@@ -15,43 +15,69 @@ impl Pass for Freeze {
     }
 
     fn run(&self, graph: &mut Graph, cx: &Context) -> Result<PassReport> {
-        let Some(size) = cx.options.size else { return freeze(graph, cx) };
-        let before = graph.clone();
-        match freeze(graph, cx) {
-            Err(Error::Unsupported { what, hint }) => {
-                let near = nearest(size, |size| {
-                    let options = Prepare { size: Some(size) };
-                    freeze(&mut before.clone(), &Context { options }).is_ok()
-                });
-                let hint = if near.is_empty() { hint } else { format!("the nearest sizes that fit: {near}") };
-                Err(Error::Unsupported { what, hint })
-            }
-            result => result,
+        if cx.options.size.is_none() && cx.options.patch.is_none() {
+            return freeze(graph, cx);
         }
+        let before = graph.clone();
+        freeze(graph, cx).map_err(|e| {
+            let asked = cx.options.size.or_else(|| exported(&before));
+            let Some(size) = asked.filter(|s| [s.0, s.1].iter().all(|p| SIZES.contains(p))) else { return e };
+            let near = nearest(&before, size, cx.options.patch);
+            let better =
+                |hint: String| if near.is_empty() { hint } else { format!("the nearest sizes that fit: {near}") };
+            match e {
+                Error::Unsupported { what, hint } => Error::Unsupported { what, hint: better(hint) },
+                Error::Usage { what, hint } => Error::Usage { what, hint: better(hint) },
+                e => e,
+            }
+        })
     }
 }
 
-/// The nearest sizes below and above that fit, in words: multiples of powers of two, which is what models ask for.
-fn nearest(size: Size, fits: impl Fn(Size) -> bool) -> String {
+/// Heights and widths that pictures may have.
+const SIZES: std::ops::RangeInclusive<usize> = 1..=8192;
+
+/// Sizes at which models are exported most often, where nothing but trying tells which one it was.
+const USUAL: [usize; 10] = [224, 256, 384, 192, 320, 288, 512, 128, 64, 32];
+
+/// The size that a graph was exported at.
+fn exported(graph: &Graph) -> Option<Size> {
+    match graph.inputs.first()?.dims()?[..] {
+        [.., Some(h), Some(w)] => Some((h, w)),
+        _ => None,
+    }
+}
+
+/// The nearest sizes below and above that fit, in words: multiples of the patch and of powers of two, which is what models
+/// ask for; else the exported size.
+fn nearest(graph: &Graph, size: Size, patch: Option<Size>) -> String {
     let show = |(h, w): Size| if h == w { h.to_string() } else { format!("{h}x{w}") };
+    let fits = |size: Size| {
+        let options = Prepare { size: Some(size), patch };
+        size.0 * size.1 > 0 && freeze(&mut graph.clone(), &Context { options }).is_ok()
+    };
+    let unit = patch.or_else(|| patch::find(graph).map(|p| p.1)).unwrap_or((8, 8));
     let find = |round: &dyn Fn(usize, usize) -> usize| {
-        let mut sizes: Vec<Size> = [8, 16, 32, 64, 128].map(|m| (round(size.0, m), round(size.1, m))).to_vec();
-        sizes.retain(|&s| s != size && s.0 > 0 && s.1 > 0);
+        let mut sizes = [1, 2, 4, 8, 16].map(|m| (round(size.0, m * unit.0), round(size.1, m * unit.1))).to_vec();
         sizes.dedup();
-        sizes.into_iter().find(|&s| fits(s))
+        sizes.into_iter().find(|&s| s != size && fits(s))
     };
     let below = find(&|pixels, m| pixels / m * m);
     let above = find(&|pixels, m| pixels.next_multiple_of(m));
-    below.into_iter().chain(above).map(show).collect::<Vec<_>>().join(" or ")
+    let mut near: Vec<Size> = below.into_iter().chain(above).collect();
+    if near.is_empty() {
+        near.extend(exported(graph).filter(|&e| fits(e)));
+    }
+    near.into_iter().map(show).collect::<Vec<_>>().join(" or ")
 }
 
 fn freeze(graph: &mut Graph, cx: &Context) -> Result<PassReport> {
     graph.value_info.clear();
     let (dtype, dims) = picture(graph)?;
-    let declared = dims[dims.len() - 2].zip(dims[dims.len() - 1]);
-    let wanted = cx.options.size;
+    let declared = exported(graph);
+    let (wanted, patch) = (cx.options.size, cx.options.patch);
     if let Some(size) = wanted.filter(|&s| declared != Some(s)) {
-        fits_patches(graph, size)?;
+        fits_patches(graph, size, patch)?;
     }
     let fix = |graph: &mut Graph, size: Size| {
         let name = graph.inputs[0].name().to_string();
@@ -63,33 +89,46 @@ fn freeze(graph: &mut Graph, cx: &Context) -> Result<PassReport> {
         shapes::infer(graph).map(|_| ())
     };
     let mut how = String::new();
-    let exported = match (declared, wanted) {
+    let own = |graph: &mut Graph| implied(graph).into_iter().find(|&s| fix(graph, s).is_ok());
+    let from = match (declared, wanted) {
         (Some(size), _) => {
             fix(graph, size)?;
             size
         }
-        (None, Some(size)) => match fix(graph, size) {
-            Ok(()) => size,
-            Err(misfit) => {
-                // The graph takes any size, its positions do not: freeze it at theirs, then go on from there.
-                let fits = implied(graph).into_iter().find(|&s| fix(graph, s).is_ok());
-                let size = fits.ok_or_else(|| not_at(size, &misfit))?;
-                how = format!(", positions are for {}x{}", size.0, size.1);
-                size
+        (None, Some(size)) => {
+            // Where the input takes any size but constants of the graph do not, it is frozen at theirs and goes on from there;
+            // so it is with other patches, for positions are interpolated once.
+            let first = if patch.is_some() { own(graph) } else { None };
+            match first.map_or_else(|| fix(graph, size).map(|()| size), Ok) {
+                Ok(from) => from,
+                Err(misfit) => {
+                    let usual = |graph: &mut Graph| USUAL.map(|s| (s, s)).into_iter().find(|&s| fix(graph, s).is_ok());
+                    let from = own(graph).or_else(|| usual(graph)).ok_or_else(|| not_at(size, &misfit))?;
+                    how = format!(", its constants are for {}x{}", from.0, from.1);
+                    from
+                }
             }
-        },
+        }
         (None, None) => {
-            let size = implied(graph).into_iter().find(|&s| fix(graph, s).is_ok()).ok_or_else(|| no_size(graph))?;
+            let size = own(graph).ok_or_else(|| no_size(graph))?;
             how = format!(", {}x{} being the size of its positions", size.0, size.1);
             size
         }
     };
-    let size = wanted.unwrap_or(exported);
-    if size != exported {
+    let size = wanted.unwrap_or(from);
+    if size != from || patch.is_some() {
+        fits_patches(graph, size, patch)?;
         fold::Fold.run(graph, cx)?;
-        let done = resize(graph, size)?;
-        let from = format!(", resized from {}x{}: {} constants rewritten", exported.0, exported.1, done.constants);
-        how += &from;
+        let done = resize(graph, size, patch)?;
+        if size != from {
+            how += &format!(", resized from {}x{}", from.0, from.1);
+        }
+        if let (Some(old), Some(new)) = (done.patch, patch) {
+            how += &format!(", patches of {}x{} pixels where {}x{} were exported", new.0, new.1, old.0, old.1);
+        }
+        if done.constants > 0 {
+            how += &format!(": {} constants rewritten", done.constants);
+        }
         if !done.positions.is_empty() {
             how += &format!(", {}", done.positions);
         }
@@ -147,32 +186,20 @@ fn picture(graph: &Graph) -> Result<(DType, Vec<Option<usize>>)> {
     Ok((dtype, dims))
 }
 
-/// The convolution that cuts the picture into patches (kernel = stride), and its patch size.
-fn patch_embedding(graph: &Graph) -> Option<(&NodeProto, Size)> {
-    let conv = graph.nodes.iter().find(|n| n.op_type() == "Conv")?;
-    let kernel = shape_of(graph.initializers.get(conv.input_name(1))?);
-    let stride: Vec<usize> = conv.ints("strides")?.iter().map(|&s| s.max(1) as usize).collect();
-    let [.., kh, kw] = kernel[..] else { return None };
-    (stride.ends_with(&[kh, kw]) && kh * kw > 1).then_some((conv, (kh, kw)))
-}
-
-/// A picture that patches do not cover would lose its edge.
-fn fits_patches(graph: &Graph, size: Size) -> Result<()> {
-    let refuse = |axis: &str, pixels: usize, why: String, hint: String| {
-        Err(Error::Usage { what: format!("{axis} {pixels} {why}"), hint })
-    };
+/// A picture that patches do not cover would lose its edge. `asked` are patches of another size than the graph's.
+fn fits_patches(graph: &Graph, size: Size, asked: Option<Size>) -> Result<()> {
+    let refuse = |what: String, hint: String| Err(Error::Usage { what, hint });
     for (axis, pixels) in [("height", size.0), ("width", size.1)] {
-        if !(1..=8192).contains(&pixels) {
-            return refuse(axis, pixels, "is no picture size".into(), "give a --size between 1 and 8192".into());
+        if !SIZES.contains(&pixels) {
+            return refuse(format!("{axis} {pixels} is no picture size"), "give a --size between 1 and 8192".into());
         }
     }
-    let Some((conv, patch)) = patch_embedding(graph) else { return Ok(()) };
+    let embedding = patch::find(graph).map(|(i, patch)| (patch, describe(&graph.nodes[i])));
+    let Some((patch, of)) = asked.map(|p| (p, "--patch".into())).or(embedding) else { return Ok(()) };
     for (axis, pixels, patch) in [("height", size.0, patch.0), ("width", size.1, patch.1)] {
         if pixels % patch != 0 {
-            let below = pixels / patch * patch;
-            let nearest = if below == 0 { patch.to_string() } else { format!("{below} or {}", below + patch) };
-            let why = format!("is no multiple of the patch size {patch} of {}", describe(conv));
-            return refuse(axis, pixels, why, format!("the nearest sizes that fit: {nearest}"));
+            let what = format!("{axis} {pixels} is no multiple of the patch size {patch} of {of}");
+            return refuse(what, format!("give a --size that is a multiple of {patch}"));
         }
     }
     Ok(())
@@ -180,7 +207,8 @@ fn fits_patches(graph: &Graph, size: Size) -> Result<()> {
 
 /// Square sizes that constants shaped like positions (1 × tokens × width of the patch embedding) are made for.
 fn implied(graph: &Graph) -> Vec<Size> {
-    let Some((conv, patch)) = patch_embedding(graph) else { return vec![] };
+    let Some((conv, patch)) = patch::find(graph) else { return vec![] };
+    let conv = &graph.nodes[conv];
     let width = graph.initializers.get(conv.input_name(1)).map_or(0, |w| shape_of(w)[0]);
     let linear = |n: &&NodeProto| matches!(n.op_type(), "MatMul" | "Gemm");
     let weights: HashSet<&String> = graph.nodes.iter().filter(linear).flat_map(|n| &n.input).collect();

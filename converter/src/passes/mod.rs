@@ -6,6 +6,7 @@ mod freeze;
 mod gemm;
 mod layernorm;
 mod opset;
+pub mod patch;
 pub mod positions;
 pub(crate) mod resize;
 mod softmax;
@@ -21,6 +22,8 @@ use vedge_runtime::onnx::{AttributeProto, Graph};
 pub struct Prepare {
     /// Height and width of the input in pixels; `None` keeps those of the file.
     pub size: Option<(usize, usize)>,
+    /// Height and width of a patch in pixels; `None` keeps those of the file.
+    pub patch: Option<(usize, usize)>,
 }
 
 /// What a pass may look at besides the graph.

@@ -4,6 +4,8 @@
 //! Pillow's): Keys' cubic with a = −0.5, half-pixel centres, widened by the scale when shrinking, its weights summing
 //! to one, rows outside the grid left out. (Without antialiasing PyTorch uses a = −0.75, which is not what timm does.)
 
+use ndarray::Array2;
+
 /// Interpolates position embeddings from one patch grid to another.
 ///
 /// `values` holds `prefix + old.0 * old.1` tokens of `width` floats, row-major; the first `prefix` tokens (class and
@@ -48,6 +50,15 @@ fn blend(to: &mut [f32], from: &[f32], taps: &Taps, source: impl Fn(usize) -> us
             taps.weights.iter().enumerate().map(|(k, w)| w * f64::from(from[source(taps.first + k) + c])).sum();
         *value = sum as f32;
     }
+}
+
+/// The filter as a matrix, new × old places of one axis.
+pub(super) fn interpolation(old: usize, new: usize) -> Array2<f64> {
+    let mut matrix = Array2::zeros((new, old));
+    for (taps, mut row) in taps(old, new).iter().zip(matrix.rows_mut()) {
+        taps.weights.iter().enumerate().for_each(|(k, w)| row[taps.first + k] = *w);
+    }
+    matrix
 }
 
 fn taps(old: usize, new: usize) -> Vec<Taps> {

@@ -4,6 +4,7 @@
 //! width or the number of tokens (targets of reshapes, ends of slices, kernels of global pools, positions), it is
 //! rewritten if there is exactly one way to do so; everything else that no longer fits is refused by name.
 
+use super::patch;
 use super::positions::resample;
 use super::windows::{self, Blocks, End, Shape};
 use crate::shapes::{self, Facts, describe, infer_one};
@@ -21,13 +22,16 @@ pub(super) struct Resized {
     pub constants: usize,
     /// In words, where the positions came from and went; empty when there are none.
     pub positions: String,
+    /// Height and width of a patch as exported, where it has another size now.
+    pub patch: Option<Size>,
 }
 
-/// Rewrites a folded graph, fixed to some resolution, for the resolution `new` of its only input.
+/// Rewrites a folded graph, fixed to some resolution, for the resolution `new` of its only input, and for patches of another
+/// size where that is asked for.
 ///
 /// # Errors
 /// [`Error::Unsupported`] naming the node that cannot follow.
-pub(super) fn resize(graph: &mut Graph, new: Size) -> Result<Resized> {
+pub(super) fn resize(graph: &mut Graph, new: Size, patch: Option<Size>) -> Result<Resized> {
     let old = shapes::infer(graph)?;
     let name = graph.inputs[0].name().to_string();
     let Some((dtype, mut shape)) = graph.inputs[0].fixed() else {
@@ -40,6 +44,9 @@ pub(super) fn resize(graph: &mut Graph, new: Size) -> Result<Resized> {
     walk.columns.insert((shape[rank - 1], new.1));
     shape[rank - 2..].copy_from_slice(&[new.0, new.1]);
     graph.inputs[0] = value_info(&name, dtype, &shape);
+    if let Some(patch) = patch {
+        walk.done.patch = patch::resize(graph, patch)?;
+    }
     walk.run(graph, &HashMap::new())?;
     Ok(walk.done)
 }

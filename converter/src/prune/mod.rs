@@ -11,6 +11,7 @@ use crate::evaluate::divergence;
 use crate::{progress, shapes};
 use eliminate::{Elimination, RIDGE};
 use ndarray::{Array1, Array2, ArrayD};
+use std::collections::BTreeMap;
 use vedge_calibration::{Moments, moments};
 use vedge_runtime::error::counted;
 use vedge_runtime::onnx::Graph;
@@ -35,8 +36,8 @@ impl Request {
     pub fn check(&self, pictures: bool) -> Result<()> {
         let shares = [self.heads, self.neurons];
         let usage = |what: &str, hint: &str| Err(Error::Usage { what: what.into(), hint: hint.into() });
-        if shares.iter().flatten().any(|p| !(0.0..=80.0).contains(p)) {
-            return usage("pruning takes 0 to 80 percent", "start with --prune-mlp 20 or --prune-heads 10");
+        if shares.iter().flatten().any(|p| !(0.0..=90.0).contains(p)) {
+            return usage("pruning takes 0 to 90 percent", "start with --prune-mlp 20 or --prune-heads 10");
         }
         let asked = shares.iter().any(Option::is_some);
         if asked && !pictures {
@@ -49,6 +50,9 @@ impl Request {
         Ok(())
     }
 }
+
+/// Milliseconds that one head or neuron takes, by the name of the layer that takes them in.
+pub type Prices = BTreeMap<String, f64>;
 
 /// The pictures that decide: their tensors one after the other, how many there are, and which output is judged.
 pub struct Pictures<'a> {
@@ -86,19 +90,29 @@ pub struct Pruned {
 
 /// Pictures on which the effect of a removal on the logits is measured.
 const PROBES: usize = 16;
-/// No layer loses more than this share.
+/// No layer loses more than this share, or a little more than was asked for.
 const MOST: f64 = 0.85;
 
-/// Prunes a prepared float graph: heads first, then neurons of what is left.
+/// Prunes a prepared float graph: heads first, then neurons of what is left. Layers lose most where it costs least for the
+/// milliseconds that it saves, if `prices` has those of all of them, else for the multiply-accumulates.
 ///
 /// # Errors
 /// [`Error::Usage`] when nothing can be pruned as asked, else those of running the model.
-pub fn prune(graph: &mut Graph, request: &Request, pictures: &Pictures<'_>, options: &Options) -> Result<Pruned> {
+pub fn prune(
+    graph: &mut Graph,
+    request: &Request,
+    prices: &Prices,
+    pictures: &Pictures<'_>,
+    options: &Options,
+) -> Result<Pruned> {
     let mut done = Pruned::default();
     let mut reference = None;
     for (kind, share) in [(Kind::Heads, request.heads), (Kind::Neurons, request.neurons)] {
         let Some(share) = share.filter(|&p| p > 0.0).map(|p| p / 100.0) else { continue };
-        let (units, not) = unit::find(graph, kind);
+        let (mut units, not) = unit::find(graph, kind);
+        if units.iter().all(|u| prices.contains_key(&u.name)) {
+            units.iter_mut().for_each(|u| u.price = prices[&u.name]);
+        }
         done.warnings.extend(not.into_iter().map(|n| format!("no {} pruned: {n}", kind.name())));
         let ranking = Ranking::new(graph, &units, share, pictures, options, &mut reference)?;
         let lines = ranking.prune(graph, share, !request.no_repair)?;
@@ -119,23 +133,25 @@ pub fn prune(graph: &mut Graph, request: &Request, pictures: &Pictures<'_>, opti
     Ok(done)
 }
 
-/// Removes a share (0…1) of every unit, whichever come first: a graph that takes as long as one that was pruned with care.
+/// Removes a share (0…1) of each unit, whichever come first: a graph that takes as long as one that was pruned with care.
+/// Returns how many heads and neurons left.
 ///
 /// # Errors
 /// [`Error::Unsupported`] with the layer that cannot follow.
-pub fn first(graph: &mut Graph, kind: Kind, share: f64) -> Result<()> {
-    if share <= 0.0 {
-        return Ok(());
-    }
-    for u in unit::find(graph, kind).0 {
-        let count = (share * u.groups as f64).round() as usize;
-        let dropped: Vec<usize> = (0..count.min(u.groups - 1)).collect();
+pub fn first(graph: &mut Graph, shares: impl Iterator<Item = (Unit, f64)>) -> Result<usize> {
+    let mut gone = 0;
+    for (u, share) in shares {
+        let dropped: Vec<usize> = (0..((share * u.groups as f64).round() as usize).min(u.groups - 1)).collect();
+        if dropped.is_empty() {
+            continue;
+        }
+        gone += dropped.len();
         u.remove(graph, &dropped, None).map_err(|why| {
             let what = format!("layer `{}` cannot be pruned: {why}", u.name);
             Error::Unsupported { what, hint: "leave the option out".into() }
         })?;
     }
-    Ok(())
+    Ok(gone)
 }
 
 /// The units of a graph, and what each loses first.
@@ -214,17 +230,17 @@ impl<'a> Ranking<'a> {
         Ok(lines)
     }
 
-    /// How many steps each unit takes: always the one whose effect is smallest for what it saves, until the share of
-    /// the multiply-accumulates is saved.
+    /// How many steps each unit takes: always the one whose effect is smallest for what it saves, until the share of all is
+    /// saved.
     fn allocate(&self, share: f64) -> Vec<usize> {
-        let macs = |r: &Ranked<'_>, groups: usize| r.unit.macs as f64 * groups as f64;
-        let total: f64 = self.ranked.iter().map(|r| macs(r, r.unit.groups)).sum();
+        let price = |r: &Ranked<'_>, groups: usize| r.unit.price * groups as f64;
+        let total: f64 = self.ranked.iter().map(|r| price(r, r.unit.groups)).sum();
         let mut steps = vec![0; self.ranked.len()];
         let mut saved = 0.0;
         loop {
             let next = self.ranked.iter().enumerate().filter_map(|(i, r)| {
                 let (groups, cost) = r.order.get(steps[i])?;
-                let saves = macs(r, groups.len());
+                let saves = price(r, groups.len());
                 Some((r.weight * cost / saves, i, saves))
             });
             let Some((_, i, saves)) = next.min_by(|a, b| a.0.total_cmp(&b.0)) else { return steps };
@@ -265,7 +281,7 @@ impl<'a> Ranked<'a> {
             64..256 => 4,
             _ => 16,
         };
-        let most = (share * 3.0).min(MOST) * unit.groups as f64;
+        let most = (share * 3.0).min(MOST.max(share + 0.05)) * unit.groups as f64;
         let mut left: Vec<usize> = (0..unit.groups).collect();
         let mut order = vec![];
         while left.len() > together && (order.len() * together) as f64 + together as f64 <= most.max(together as f64) {

@@ -24,7 +24,7 @@ fn answers(g: &Graph, count: usize) -> Vec<ArrayD<f32>> {
 fn pruned(g: &Graph, request: Request) -> (Graph, Pruned) {
     let mut g = g.clone();
     let pictures = Pictures { load: &|i| Ok(picture(i)), count: 24, output: 0 };
-    let done = prune(&mut g, &request, &pictures, &Options::default()).unwrap();
+    let done = prune(&mut g, &request, &Prices::new(), &pictures, &Options::default()).unwrap();
     crate::check::check(&g).unwrap();
     (g, done)
 }
@@ -93,4 +93,55 @@ fn nothing_asked_is_nothing_done() {
     let (same, done) = pruned(&g, Request { neurons: Some(0.0), heads: Some(0.0), no_repair: false });
     assert_eq!(answers(&g, 2), answers(&same, 2));
     assert!(done.lines.is_empty());
+}
+
+/// Where blocks of one kind take longer than their multiply-accumulates say, they lose more.
+#[test]
+fn what_takes_longer_leaves_first() {
+    let g = prepared("deit_nano.onnx");
+    let pictures = Pictures { load: &|i| Ok(picture(i)), count: 8, output: 0 };
+    let layers: Vec<String> = unit::find(&g, Kind::Neurons).0.into_iter().map(|u| u.name).collect();
+    let left = |prices: &Prices| {
+        let request = Request { neurons: Some(20.0), ..Request::default() };
+        let done = prune(&mut g.clone(), &request, prices, &pictures, &Options::default()).unwrap();
+        let lines = done.lines.into_iter().filter(|l| l.layer == layers[2]);
+        lines.map(|l| l.before - l.after).sum::<usize>()
+    };
+    let even: Prices = layers.iter().map(|l| (l.clone(), 1e-3)).collect();
+    let mut slow = even.clone();
+    slow.insert(layers[2].clone(), 1e-2);
+    assert_eq!(left(&even), left(&Prices::new()));
+    assert!(left(&slow) > left(&even), "{} and {}", left(&slow), left(&even));
+    // One that is not priced: all are taken by their multiply-accumulates.
+    slow.remove(&layers[0]);
+    assert_eq!(left(&slow), left(&even));
+}
+
+/// A head whose values do not depend on the picture is the first to leave, and the whole graph answers as before.
+#[test]
+fn a_head_of_constant_output_leaves_the_graph_without_a_trace() {
+    for name in ["deit_nano.onnx", "mobilevit_nano.onnx"] {
+        let mut g = prepared(name);
+        let units = unit::find(&g, Kind::Heads).0;
+        let total: f64 = units.iter().map(|u| u.price * u.groups as f64).sum();
+        let u = &units[1];
+        let head = u.groups - 1;
+        // Without weights its values are their bias, whatever is attended to.
+        let uses = vedge_runtime::onnx::Uses::of(&g);
+        let [(start, outside)] = u.starts.as_slice() else { panic!("{name}: q, k, v come from one layer") };
+        let weight = g.nodes[uses.producer(start).unwrap()].input[1].clone();
+        let shape = vedge_runtime::onnx::shape_of(&g.initializers[&weight]);
+        let (columns, inside) = (shape[1], shape[1] / u.groups / outside);
+        let first = (outside - 1) * columns / outside + (head + 1) * inside - u.width;
+        let mut values = g.const_f32(&weight).unwrap();
+        values.chunks_exact_mut(columns).for_each(|row| row[first..first + u.width].fill(0.0));
+        g.initializers.insert(weight.clone(), vedge_runtime::onnx::f32_tensor(&weight, &shape, &values));
+        let request = Request { heads: Some(100.0 * u.price / total), ..Request::default() };
+        let (smaller, done) = pruned(&g, request);
+        let line = Line { layer: u.name.clone(), kind: Kind::Heads, before: u.groups, after: u.groups - 1 };
+        assert_eq!(done.lines, [line], "{name}");
+        for (a, b) in answers(&g, 6).iter().zip(&answers(&smaller, 6)) {
+            assert!((a - b).iter().all(|d| d.abs() < 2e-3), "{name}: {a} {b}");
+        }
+    }
 }

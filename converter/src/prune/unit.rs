@@ -46,6 +46,8 @@ pub struct Unit {
     pub(super) starts: Vec<(String, usize)>,
     /// Multiply-accumulates that one group costs for one picture.
     pub macs: u64,
+    /// What one group costs against those of other layers: its multiply-accumulates, or milliseconds where they are known.
+    pub price: f64,
 }
 
 impl Unit {
@@ -270,6 +272,7 @@ fn heads(g: &Graph, uses: &Uses, softmax: &NodeProto) -> Option<Vec<Unit>> {
         end: g.nodes[end].output[0].clone(),
         starts: starts.iter().zip(&columns).map(|(&s, &c)| (g.nodes[s].output[0].clone(), outside(c))).collect(),
         macs,
+        price: macs as f64,
     };
     // Heads of another width in Q and K than in V cannot be told apart in a fused projection.
     let outside = |c: usize| if c.is_multiple_of(groups * width) { c / (groups * width) } else { 1 };
@@ -289,6 +292,7 @@ fn neurons(g: &Graph, uses: &Uses, end: usize) -> Option<Vec<Unit>> {
     if columns != k || uses.producer(n.input_name(0)) == Some(start) {
         return None;
     }
+    let macs = rows(g, start) * inputs as u64 + rows(g, end) * out as u64;
     Some(vec![Unit {
         kind: Kind::Neurons,
         name: node_name(n),
@@ -297,6 +301,7 @@ fn neurons(g: &Graph, uses: &Uses, end: usize) -> Option<Vec<Unit>> {
         input: n.input_name(0).into(),
         end: n.output[0].clone(),
         starts: vec![(g.nodes[start].output[0].clone(), 1)],
-        macs: rows(g, start) * inputs as u64 + rows(g, end) * out as u64,
+        macs,
+        price: macs as f64,
     }])
 }

@@ -89,8 +89,8 @@ struct Decide {
     /// Time constant of the smoothing in seconds; 0 for none
     #[arg(long, value_name = "SECONDS", default_value = "0.5", value_parser = seconds)]
     smooth: Duration,
-    /// When a frame shows none of the classes: auto takes the limits of the model's card, which one in a hundred of its
-    /// calibration pictures exceeds; off leaves it to the options below
+    /// When a frame shows none of the classes: auto takes the limits of the model's card, which few of its calibration
+    /// pictures exceed; off leaves it to the options below
     #[arg(long, value_enum, default_value = "off")]
     unknown: Unknown,
     /// A frame of higher energy shows none of the classes (`energy` is in the JSON lines)
@@ -99,13 +99,16 @@ struct Decide {
     /// A frame whose best class is less likely shows none of the classes
     #[arg(long, value_name = "P")]
     min_confidence: Option<f32>,
+    /// A frame that looks farther from the calibration pictures shows none of the classes (`distance` is in the JSON lines)
+    #[arg(long, value_name = "D")]
+    max_distance: Option<f32>,
 }
 
 #[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
 enum Unknown {
     /// By the model's card
     Auto,
-    /// By --max-energy and --min-confidence alone
+    /// By --max-energy, --min-confidence and --max-distance alone
     Off,
 }
 
@@ -150,14 +153,22 @@ impl Decide {
     fn rules(&self, card: &Card) -> Result<Rules, Error> {
         let mut rules = Rules { smooth: self.smooth, hysteresis: self.hysteresis, ..Rules::default() };
         (rules.max_energy, rules.min_confidence) = (self.max_energy, self.min_confidence);
+        rules.max_distance = self.max_distance;
+        let limits = card.certainty.as_ref().map(|c| &c.limits);
+        if self.max_distance.is_some() && limits.is_none_or(|l| l.looks.is_none()) {
+            return Err(Error::Usage {
+                what: "--max-distance: the model's card does not tell how its calibration pictures looked".into(),
+                hint: "convert it again, with pictures: vedge convert MODEL --calib DIR".into(),
+            });
+        }
         if self.unknown == Unknown::Auto {
-            let limits = card.certainty.as_ref().map(|c| &c.limits).ok_or_else(|| Error::Usage {
+            let limits = limits.ok_or_else(|| Error::Usage {
                 what: "--unknown auto: the model's card has no limits".into(),
-                hint: "convert it with pictures (vedge convert --calib DIR), or give --max-energy or --min-confidence"
-                    .into(),
+                hint: "convert it with pictures (vedge convert --calib DIR), or give --min-confidence".into(),
             })?;
             rules.max_energy = rules.max_energy.or(limits.energy);
             rules.min_confidence = rules.min_confidence.or(Some(limits.confidence));
+            rules.max_distance = rules.max_distance.or(limits.looks.as_ref().map(|l| l.distance));
         }
         for (label, p) in &self.threshold {
             match label {
@@ -247,6 +258,12 @@ fn describe(s: &Summary) -> String {
     }
     if s.unsent > 0 {
         text += &format!(", {} answers not written because their reader was slow", s.unsent);
+    }
+    if s.events_lost > 0 {
+        text += &format!(", {} events lost: a reader was slow for too long", s.events_lost);
+    }
+    if s.unkept > 0 {
+        text += &format!(", {} frames not kept because they could not be written", s.unkept);
     }
     if s.failed > 0 {
         let files = if s.failed == 1 { "file" } else { "files" };

@@ -193,13 +193,29 @@ pub enum FittedTo {
 /// Edges of what calibration pictures showed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Limits {
-    /// Share of these pictures beyond each limit, 0…1.
+    /// Share of these pictures beyond each of energy and confidence, 0…1.
     pub share: f32,
     /// Highest energy, see [`crate::classify::Scores::energy`]; absent where the model gives probabilities.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub energy: Option<f32>,
     /// Lowest probability of the best class, 0…1.
     pub confidence: f32,
+    /// How the pictures looked; absent with too few of them, and in files of versions before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub looks: Option<Looks>,
+}
+
+/// How calibration pictures looked, by the numbers of [`crate::appearance::of`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Looks {
+    /// Mean of each number.
+    pub mean: Vec<f32>,
+    /// Inverse of their covariance, row by row.
+    pub inverse: Vec<Vec<f32>>,
+    /// Farthest Mahalanobis distance from the mean.
+    pub distance: f32,
+    /// Share of these pictures that are farther, where others tell mean and covariance, 0…1.
+    pub share: f32,
 }
 
 /// Output of the model for the input that [`SelfTest::input`] generates.

@@ -6,7 +6,7 @@ mod stages;
 
 pub use report::{Report, Totals};
 
-use crate::classify::Classifier;
+use crate::classify::{Classifier, Scores};
 use crate::decide::{Decider, Rules};
 use crate::error::{Error, Result};
 use crate::model::card::Card;
@@ -16,7 +16,7 @@ use crate::sink::{Answer, Outlet};
 use crate::source::FrameSource;
 use mailbox::{Item, Mailbox, Taken};
 use report::Window;
-use stages::{Arrived, Prepared};
+use stages::{Arrived, Prepared, Pulse};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, channel};
@@ -62,8 +62,9 @@ impl Model {
     fn answer(&mut self, prepared: Prepared, decider: &mut Decider, k: usize) -> Result<Answer> {
         let Prepared { frame, tensor, captured, preprocess } = prepared;
         let start = Instant::now();
+        let distance = self.classifier.distance(&tensor);
         let outputs = self.session.run(&[tensor])?;
-        let scores = self.classifier.read(&outputs)?;
+        let scores = Scores { distance, ..self.classifier.read(&outputs)? };
         let infer = start.elapsed();
         let events = decider.update(frame.at, &scores, &self.classifier);
         Ok(Answer {
@@ -77,6 +78,7 @@ impl Model {
             latency: frame.at.elapsed(),
             top: self.classifier.top(&scores.probabilities, k),
             energy: scores.energy,
+            distance: scores.distance,
             unknown: decider.unknown(&scores),
             state: decider.state().map(|i| self.classifier.label(i)),
             events,
@@ -122,6 +124,8 @@ pub enum Notice {
     Failing(Error),
     /// It gives frames again; its description.
     Back(String),
+    /// A thread before the model hangs, told once: from now on nothing says that the run goes on, [`Watcher::alive`].
+    Hangs(&'static str),
     /// Latencies since the last report.
     Report(Report),
 }
@@ -131,7 +135,8 @@ pub trait Watcher {
     /// Something happened.
     fn notice(&mut self, notice: Notice);
 
-    /// The run goes on: called many times a second, frames or none, unless a stage hangs.
+    /// The run goes on: called many times a second, frames or none, also while a lost source is started again and again;
+    /// but not when a thread hangs, be it in a call to a driver that does not come back.
     fn alive(&mut self, answers: u64);
 }
 
@@ -146,6 +151,10 @@ pub struct Summary {
     pub failed: u64,
     /// Answers that a slow sink did not get.
     pub unsent: u64,
+    /// Events that a sink never got.
+    pub events_lost: u64,
+    /// Frames to be kept that could not be written.
+    pub unkept: u64,
     /// From the first frame to the end.
     pub elapsed: Duration,
 }
@@ -165,11 +174,24 @@ pub fn run(
 ) -> Result<Summary> {
     let (live, single) = (source.is_live(), source.frames() == Some(1));
     let decider = Decider::new(options.rules.clone(), &model.classifier)?;
-    let Started { frames, tensors, notices } = start(source, model.card.preprocess.clone(), options)?;
+    let Started { frames, tensors, notices, pulse } = start(source, model.card.preprocess.clone(), options)?;
     // tells the threads before to end, whichever way this function is left
     let _closes = Closes(&tensors);
-    let mut run =
-        Run { model, decider, outlets, options, totals, watcher, frames, live, single, damaged: 0, dropped: 0 };
+    let mut run = Run {
+        model,
+        decider,
+        outlets,
+        options,
+        totals,
+        watcher,
+        frames,
+        pulse,
+        hangs: false,
+        live,
+        single,
+        damaged: 0,
+        dropped: 0,
+    };
     let mut window = (Window::default(), Instant::now());
     let (mut began, mut elapsed) = (None, Duration::ZERO);
     let done = |totals: &Totals| options.max_frames.is_some_and(|most| totals.answers.load(Relaxed) >= most);
@@ -183,7 +205,10 @@ pub fn run(
             Taken::Item(item) => {
                 let begin = *began.get_or_insert_with(Instant::now);
                 let Some(latency) = run.one(item, stop)? else { break };
-                window.0.add(latency.0, latency.1);
+                // nobody empties a window that is not reported
+                if options.report_every.is_some() {
+                    window.0.add(latency.0, latency.1);
+                }
                 elapsed = begin.elapsed();
             }
         }
@@ -197,7 +222,9 @@ pub fn run(
     run.finish()?;
     let count = |n: &std::sync::atomic::AtomicU64| n.load(Relaxed);
     let (answers, dropped) = (count(&totals.answers), count(&totals.dropped));
-    Ok(Summary { answers, dropped, failed: count(&totals.failed), unsent: count(&totals.unsent), elapsed })
+    let (failed, unsent, unkept) = (count(&totals.failed), count(&totals.unsent), count(&totals.unkept));
+    let events_lost = count(&totals.events_lost);
+    Ok(Summary { answers, dropped, failed, unsent, events_lost, unkept, elapsed })
 }
 
 /// What the threads before the model give.
@@ -205,6 +232,7 @@ struct Started {
     frames: Arc<Mailbox<Arrived>>,
     tensors: Arc<Mailbox<Prepared>>,
     notices: Receiver<Notice>,
+    pulse: Arc<Pulse>,
 }
 
 /// Starts them.
@@ -212,11 +240,12 @@ fn start(source: Box<dyn FrameSource>, how: crate::model::card::Preprocess, opti
     let live = source.is_live();
     let (frames, tensors) = (Arc::new(Mailbox::new(live)), Arc::new(Mailbox::new(live)));
     let (sender, notices) = channel();
-    let (out, retry) = (Arc::clone(&frames), options.retry);
-    spawn("capture", move || stages::capture(source, retry, &out, &sender))?;
+    let pulse = Arc::new(Pulse::default());
+    let (out, retry, beat) = (Arc::clone(&frames), options.retry, Arc::clone(&pulse));
+    spawn("capture", move || stages::capture(source, retry, &out, &sender, &beat))?;
     let (from, out, how) = (Arc::clone(&frames), Arc::clone(&tensors), Preprocessor::new(how, options.view));
     spawn("preprocess", move || stages::prepare(how, &from, &out))?;
-    Ok(Started { frames, tensors, notices })
+    Ok(Started { frames, tensors, notices, pulse })
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
@@ -241,6 +270,8 @@ struct Run<'a> {
     totals: &'a Totals,
     watcher: &'a mut dyn Watcher,
     frames: Arc<Mailbox<Arrived>>,
+    pulse: Arc<Pulse>,
+    hangs: bool,
     live: bool,
     single: bool,
     /// Damaged frames in a row.
@@ -304,13 +335,21 @@ impl Run<'_> {
             match notice {
                 Notice::Lost(_) | Notice::Failing(_) => self.totals.is_lost.store(true, Relaxed),
                 Notice::Back(_) => self.totals.is_lost.store(false, Relaxed),
-                Notice::Skipped(_) | Notice::Report(_) => {}
+                Notice::Skipped(_) | Notice::Report(_) | Notice::Hangs(_) => {}
             }
             self.watcher.notice(notice);
         }
-        if !self.frames.is_stuck(STUCK) {
-            self.watcher.alive(self.totals.answers.load(Relaxed));
+        let hangs = match (self.pulse.is_stuck(), self.frames.is_stuck(STUCK)) {
+            (false, false) => None,
+            (true, _) => Some("capture"),
+            (false, true) => Some("preprocess"),
+        };
+        match hangs {
+            None => self.watcher.alive(self.totals.answers.load(Relaxed)),
+            Some(thread) if !self.hangs => self.watcher.notice(Notice::Hangs(thread)),
+            Some(_) => {}
         }
+        self.hangs = hangs.is_some();
     }
 
     /// Waits until what was given is written.

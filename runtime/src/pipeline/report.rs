@@ -22,6 +22,10 @@ pub struct Totals {
     pub is_lost: AtomicBool,
     /// Answers that a slow sink did not get.
     pub unsent: AtomicU64,
+    /// Events that a sink never got, which was slow for too long.
+    pub events_lost: AtomicU64,
+    /// Frames to be kept that could not be written.
+    pub unkept: AtomicU64,
 }
 
 /// Latencies since the last report.

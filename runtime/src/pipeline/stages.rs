@@ -6,9 +6,9 @@ use crate::error::{Error, Result};
 use crate::preprocess::Preprocessor;
 use crate::source::{Frame, FrameSource};
 use ndarray::ArrayD;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Waits between attempts to start a lost source: the first, and the longest.
@@ -41,12 +41,42 @@ impl<A, B> Drop for Ends<'_, A, B> {
     }
 }
 
+/// What the capture thread waits for: its source, or nothing that could hang.
+#[derive(Default)]
+pub struct Pulse(Mutex<Option<(Instant, Duration)>>);
+
+impl Pulse {
+    /// Runs `f`, which is expected to take no longer than `patience`.
+    fn during<T>(&self, patience: Duration, f: impl FnOnce() -> T) -> T {
+        self.set(Some((Instant::now(), patience)));
+        let result = f();
+        self.set(None);
+        result
+    }
+
+    fn set(&self, waiting: Option<(Instant, Duration)>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = waiting;
+    }
+
+    /// Whether the source has not come back for longer than it may take.
+    pub fn is_stuck(&self) -> bool {
+        let waiting = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.is_some_and(|(since, patience)| since.elapsed() > patience)
+    }
+}
+
 /// Moves frames from the source into the mailbox until either side ends. A live source that fails is started again where
 /// `retry` says so.
-pub fn capture(mut source: Box<dyn FrameSource>, retry: bool, out: &Mailbox<Arrived>, notices: &Sender<Notice>) {
+pub fn capture(
+    mut source: Box<dyn FrameSource>,
+    retry: bool,
+    out: &Mailbox<Arrived>,
+    notices: &Sender<Notice>,
+    pulse: &Pulse,
+) {
     let _ends = Ends::<_, Arrived>(out, None);
     loop {
-        let item = match source.next() {
+        let item = match pulse.during(source.patience(), || source.next()) {
             Ok(None) => return,
             Ok(Some(frame)) => {
                 let dropped = frame.skipped;
@@ -57,7 +87,7 @@ pub fn capture(mut source: Box<dyn FrameSource>, retry: bool, out: &Mailbox<Arri
             Err(e) => {
                 let why = e.to_string();
                 let _ = notices.send(Notice::Lost(e));
-                match start_again(&mut *source, why, out, notices) {
+                match start_again(&mut *source, why, out, notices, pulse) {
                     Some(()) => {
                         let _ = notices.send(Notice::Back(source.describe()));
                         continue;
@@ -78,6 +108,7 @@ fn start_again(
     mut why: String,
     out: &Mailbox<Arrived>,
     notices: &Sender<Notice>,
+    pulse: &Pulse,
 ) -> Option<()> {
     let mut wait = RETRY.0;
     loop {
@@ -85,7 +116,7 @@ fn start_again(
         if out.is_closed() {
             return None;
         }
-        match source.reopen() {
+        match pulse.during(source.patience(), || source.reopen()) {
             Ok(()) => return Some(()),
             Err(e) if e.to_string() == why => {}
             Err(e) => {

@@ -45,6 +45,10 @@ pub fn complete_frame(bytes: &[u8]) -> Result<Cow<'_, [u8]>> {
 
 /// Length of the JPEG picture at the start of a stream of them; `None` while more bytes are needed.
 pub fn frame_length(bytes: &[u8]) -> Option<usize> {
+    // an empty picture: what follows is the next one
+    if bytes.starts_with(&[0xFF, 0xD8, 0xFF, 0xD9]) {
+        return Some(4);
+    }
     let scan = Layout::of(bytes).ok()?.scan;
     bytes[scan..].windows(2).position(|w| w == [0xFF, 0xD9]).map(|end| scan + end + 2)
 }

@@ -42,6 +42,8 @@ struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     energy: Option<f32>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    distance: Option<f32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     unknown: Option<bool>,
     state: Option<&'a str>,
     dropped: u64,
@@ -72,8 +74,9 @@ pub fn json(a: &Answer) -> String {
     let times = Times { capture, preprocess, infer, total: ms(a.total), latency: ms(a.latency) };
     let (source, state) = (a.source.as_deref(), a.state.as_deref());
     let t = rfc3339(a.time);
-    let (seq, top, energy, dropped) = (a.seq, a.top.as_slice(), a.energy, a.dropped);
-    let line = Line { v: VERSION, seq, t, source, ms: times, top, energy, unknown: a.unknown, state, dropped };
+    let (seq, top, unknown, dropped) = (a.seq, a.top.as_slice(), a.unknown, a.dropped);
+    let (energy, distance) = (a.energy, a.distance);
+    let line = Line { v: VERSION, seq, t, source, ms: times, top, energy, distance, unknown, state, dropped };
     serde_json::to_string(&line).expect("plain data")
 }
 
@@ -148,7 +151,7 @@ mod tests {
         let want = concat!(
             r#"{"v":1,"seq":17,"t":"1970-01-01T00:00:00.000Z","#,
             r#""ms":{"capture":1.5,"preprocess":3.0,"infer":6.0,"total":12.0,"latency":15.0},"#,
-            r#""top":[{"label":"a \"b\"","index":3,"p":0.5}],"energy":-2.5,"state":null,"dropped":2}"#,
+            r#""top":[{"label":"a \"b\"","index":3,"p":0.5}],"energy":-2.5,"distance":1.25,"state":null,"dropped":2}"#,
             "\n"
         );
         assert_eq!(written(&answer, Lines::Frames), want);

@@ -43,6 +43,8 @@ pub struct Answer {
     pub top: Vec<Class>,
     /// How unlike the training pictures it is; see [`crate::classify::Scores::energy`].
     pub energy: Option<f32>,
+    /// How far it looks from the calibration pictures; see [`crate::classify::Scores::distance`].
+    pub distance: Option<f32>,
     /// Whether the frame shows none of the classes; `None` where no rule says when it does.
     pub unknown: Option<bool>,
     /// The class that is there by the frames up to this one; `None` for none of them.
@@ -96,6 +98,7 @@ pub(crate) mod tests {
             latency: ms * 10,
             top: vec![Class { label: "a \"b\"".into(), index: 3, p: 0.5 }],
             energy: Some(-2.5),
+            distance: Some(1.25),
             unknown: None,
             state: None,
             events: vec![],

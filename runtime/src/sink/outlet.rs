@@ -121,7 +121,7 @@ impl Outlet {
         if let Some(old) = overflow.then(|| queue.answers.pop_front()).flatten() {
             totals.unsent.fetch_add(1, Relaxed);
             if let Some(next) = queue.answers.front_mut() {
-                keep_events(&old.events, next);
+                totals.events_lost.fetch_add(keep_events(&old.events, next), Relaxed);
             }
         }
         drop(queue);
@@ -155,13 +155,16 @@ impl Outlet {
     }
 }
 
-/// Puts the events of a dropped answer before those of the next.
-fn keep_events(events: &[Event], next: &mut Arc<Answer>) {
-    if !events.is_empty() {
+/// Puts the events of a dropped answer before those of the next; how many of the oldest are too many to keep.
+fn keep_events(events: &[Event], next: &mut Arc<Answer>) -> u64 {
+    if events.is_empty() {
+        0
+    } else {
         let next = Arc::make_mut(next);
         next.events.splice(0..0, events.iter().cloned());
         let too_many = next.events.len().saturating_sub(MOST_EVENTS);
         next.events.drain(..too_many);
+        too_many as u64
     }
 }
 
@@ -209,6 +212,15 @@ mod tests {
         assert!(got.len() < 20 && got.last().unwrap().0 == 19, "{got:?}");
         assert_eq!(got.len() as u64 + unsent, 20);
         assert_eq!(got.iter().map(|g| g.1).sum::<usize>(), 20, "every event: {got:?}");
+    }
+
+    #[test]
+    fn events_that_are_too_many_to_keep_are_counted() {
+        let event = || Event::new(Change::Entered, "x", 1.0);
+        let mut next = Arc::new(Answer { events: vec![event(); 10], ..answer() });
+        assert_eq!(keep_events(&vec![event(); MOST_EVENTS - 10], &mut next), 0);
+        assert_eq!(keep_events(&[event(), event()], &mut next), 2);
+        assert_eq!(next.events.len(), MOST_EVENTS);
     }
 
     #[test]

@@ -3,8 +3,11 @@
 use super::{Answer, ResultSink, json};
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
+use crate::pipeline::Totals;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 /// Shortest time between two frames of a rule that many frames match.
@@ -51,7 +54,8 @@ impl When {
     }
 }
 
-/// Writes frames into a folder.
+/// Writes frames into a folder. What cannot be written, on a disk that is full for instance, is counted and told once; the
+/// stream goes on, and so do recordings when there is room again.
 pub struct Record {
     dir: PathBuf,
     when: When,
@@ -59,14 +63,24 @@ pub struct Record {
     /// Own files there, oldest first, with their sizes.
     files: Vec<(PathBuf, u64)>,
     last: Option<Instant>,
+    totals: Arc<Totals>,
+    tell: Box<dyn Fn(&str) + Send>,
+    /// The last frame could not be written.
+    failing: bool,
 }
 
 impl Record {
-    /// Goes on in a folder, which may hold recordings already; they count.
+    /// Goes on in a folder, which may hold recordings already; they count. `tell` gets messages for people.
     ///
     /// # Errors
     /// [`Error::Write`] when the folder cannot be made or read.
-    pub fn new(dir: &Path, when: When, most_bytes: u64) -> Result<Record> {
+    pub fn new(
+        dir: &Path,
+        when: When,
+        most_bytes: u64,
+        totals: Arc<Totals>,
+        tell: Box<dyn Fn(&str) + Send>,
+    ) -> Result<Record> {
         let failed = |source| Error::Write { path: dir.into(), source };
         std::fs::create_dir_all(dir).map_err(failed)?;
         let mut files = vec![];
@@ -77,17 +91,22 @@ impl Record {
             }
         }
         files.sort(); // names begin with the time
-        Ok(Record { dir: dir.into(), when, most_bytes, files, last: None })
+        Ok(Record { dir: dir.into(), when, most_bytes, files, last: None, totals, tell, failing: false })
     }
 
-    fn keep(&mut self, answer: &Answer, jpeg: &[u8]) -> io::Result<()> {
+    /// Writes a frame and its answer, both or neither. The oldest make room for it where the bound wants that, once: what
+    /// then cannot be written costs no more of them.
+    fn keep(&mut self, answer: &Answer, jpeg: &[u8]) -> Result<()> {
         let line = json(answer) + "\n";
         let size = jpeg.len() as u64 + line.len() as u64;
         let mut bytes: u64 = self.files.iter().map(|f| f.1).sum();
         while bytes + size > self.most_bytes && !self.files.is_empty() {
             let (oldest, freed) = self.files.remove(0);
             match std::fs::remove_file(&oldest) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    self.files.insert(0, (oldest.clone(), freed));
+                    return Err(Error::Write { path: oldest, source: e });
+                }
                 _ => bytes -= freed,
             }
         }
@@ -95,11 +114,14 @@ impl Record {
             return Ok(());
         }
         let time = answer.time.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-        for (extension, content) in [("jpg", jpeg), ("json", line.as_bytes())] {
-            let path = self.dir.join(format!("{PREFIX}{time:013}-{}.{extension}", answer.seq));
-            write_atomic(&path, content).map_err(|e| io::Error::other(e.to_string()))?;
-            self.files.push((path, content.len() as u64));
+        let path = |extension| self.dir.join(format!("{PREFIX}{time:013}-{}.{extension}", answer.seq));
+        let (picture, text) = (path("jpg"), path("json"));
+        write_atomic(&picture, jpeg)?;
+        if let Err(e) = write_atomic(&text, line.as_bytes()) {
+            let _ = std::fs::remove_file(&picture);
+            return Err(e);
         }
+        self.files.extend([(picture, jpeg.len() as u64), (text, line.len() as u64)]);
         Ok(())
     }
 }
@@ -111,11 +133,18 @@ impl ResultSink for Record {
             return Ok(());
         }
         self.last = Some(Instant::now());
-        match answer.frame.as_ref().map(|frame| frame.jpeg()) {
-            Some(Ok(jpeg)) => self.keep(answer, &jpeg),
-            // its answer exists, so it was decoded once: nothing to keep is no reason to stop
-            Some(Err(_)) | None => Ok(()),
+        let Some(frame) = &answer.frame else { return Ok(()) };
+        match frame.jpeg().and_then(|jpeg| self.keep(answer, &jpeg)) {
+            Ok(()) if std::mem::take(&mut self.failing) => (self.tell)("frames are kept again"),
+            Ok(()) => {}
+            Err(e) => {
+                self.totals.unkept.fetch_add(1, Relaxed);
+                if !std::mem::replace(&mut self.failing, true) {
+                    (self.tell)(&format!("a frame is not kept: {e}; trying with the next"));
+                }
+            }
         }
+        Ok(())
     }
 
     fn capacity(&self) -> usize {
@@ -157,16 +186,44 @@ mod tests {
         names
     }
 
+    /// A recorder, and what it tells.
+    fn recorder(dir: &Path, most: u64, totals: &Arc<Totals>) -> (Record, std::sync::mpsc::Receiver<String>) {
+        let (send, told) = std::sync::mpsc::channel();
+        let tell = Box::new(move |text: &str| send.send(text.into()).unwrap());
+        (Record::new(dir, When::Change, most, Arc::clone(totals), tell).unwrap(), told)
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_counted_and_told_once_and_costs_nothing_that_is_there() {
+        let (dir, totals) = (tempfile::tempdir().unwrap(), Arc::<Totals>::default());
+        let (mut record, told) = recorder(dir.path(), 1 << 20, &totals);
+        record.put(&frame(1, true)).unwrap();
+        let before = files(dir.path());
+        // where their answers would be written is a folder: the pictures are taken away again
+        for seq in [2, 3] {
+            std::fs::create_dir(dir.path().join(format!("vedge-000000000{seq}000-{seq}.json"))).unwrap();
+            record.put(&frame(seq, true)).unwrap();
+        }
+        for seq in [2, 3] {
+            std::fs::remove_dir(dir.path().join(format!("vedge-000000000{seq}000-{seq}.json"))).unwrap();
+        }
+        assert_eq!((files(dir.path()), totals.unkept.load(Relaxed)), (before, 2));
+        record.put(&frame(4, true)).unwrap();
+        assert_eq!(files(dir.path()).len(), 4);
+        let told: Vec<String> = told.try_iter().collect();
+        assert!(told.len() == 2 && told[0].contains("-2.json") && told[1].contains("again"), "{told:?}");
+    }
+
     #[test]
     fn matching_frames_within_bounds() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("other.jpg"), vec![0; 5000]).unwrap();
-        let mut record = Record::new(dir.path(), When::Change, 8000).unwrap();
+        let (mut record, _) = recorder(dir.path(), 8000, &Arc::default());
         for seq in 0..20 {
             record.put(&frame(seq, seq % 2 == 1)).unwrap();
         }
         // the same folder again: what is there counts, the oldest go first
-        let mut record = Record::new(dir.path(), When::Change, 8000).unwrap();
+        let (mut record, _) = recorder(dir.path(), 8000, &Arc::default());
         record.put(&frame(21, true)).unwrap();
         let names = files(dir.path());
         let size: u64 = names.iter().skip(1).map(|n| dir.path().join(n).metadata().unwrap().len()).sum();

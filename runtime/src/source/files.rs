@@ -2,10 +2,10 @@
 //! a rate, as a camera would.
 
 use super::synthetic::Pace;
-use super::{Frame, FrameSource, Pixels, uri};
+use super::{Frame, FrameSource, PATIENCE, Pixels, uri};
 use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Extensions taken from a folder; a file that is named itself, or by a pattern, may have any.
 const EXTENSIONS: [&str; 3] = ["jpg", "jpeg", "png"];
@@ -52,6 +52,10 @@ impl FrameSource for Files {
 
     fn describe(&self) -> String {
         self.described.clone()
+    }
+
+    fn patience(&self) -> Duration {
+        PATIENCE + self.pace.as_ref().map_or(Duration::ZERO, Pace::period)
     }
 
     fn is_live(&self) -> bool {

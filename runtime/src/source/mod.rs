@@ -15,6 +15,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 pub use uri::Uri;
 
+/// How long a call of a source may take that is not told to wait for a while.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Quality of JPEG pictures made of frames that are none yet.
 const JPEG_QUALITY: u8 = 85;
 
@@ -110,6 +112,11 @@ pub trait FrameSource: Send {
 
     /// Whether frames come by themselves and may be dropped when they are not taken in time.
     fn is_live(&self) -> bool;
+
+    /// How long [`Self::next`] or [`Self::reopen`] may take: beyond it what they wait for, such as a driver, hangs.
+    fn patience(&self) -> Duration {
+        PATIENCE
+    }
 
     /// How many frames there are in all, where that is known.
     fn frames(&self) -> Option<usize> {

@@ -1,6 +1,6 @@
 //! A moving test pattern: no camera needed.
 
-use super::{Frame, FrameSource, Pixels, uri};
+use super::{Frame, FrameSource, PATIENCE, Pixels, uri};
 use crate::error::Result;
 use crate::preprocess::Picture;
 use std::time::{Duration, Instant};
@@ -25,6 +25,11 @@ pub(super) struct Pace {
 impl Pace {
     pub fn new(fps: f64) -> Pace {
         Pace { fps, start: None, next: 0 }
+    }
+
+    /// From frame to frame.
+    pub fn period(&self) -> Duration {
+        Duration::from_secs_f64(1.0 / self.fps)
     }
 
     /// Waits for the next frame's time; how many frames' times have passed that nobody waited for.
@@ -77,6 +82,10 @@ impl FrameSource for Synthetic {
 
     fn describe(&self) -> String {
         format!("test pattern {}x{} at {} frames a second", self.width, self.height, self.fps)
+    }
+
+    fn patience(&self) -> Duration {
+        PATIENCE + self.pace.period()
     }
 
     fn is_live(&self) -> bool {

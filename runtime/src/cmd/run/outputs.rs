@@ -76,7 +76,9 @@ impl Outputs {
             outlets.push(Outlet::new("mqtt", Box::new(Mqtt::new(broker, &model.card().name, warn)?))?);
         }
         if let Some(dir) = &self.record {
-            let record = Record::new(dir, self.record_when.clone(), self.record_max * 1_000_000)?;
+            let warn = Box::new(|text: &str| tell(format_args!("warning: {text}")));
+            let (when, most) = (self.record_when.clone(), self.record_max * 1_000_000);
+            let record = Record::new(dir, when, most, Arc::clone(totals), warn)?;
             outlets.push(Outlet::new(&dir.display().to_string(), Box::new(record))?);
         }
         Ok(outlets)

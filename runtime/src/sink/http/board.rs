@@ -46,6 +46,8 @@ pub struct News {
     pub line: String,
     /// Events since the client's last look.
     pub events: Vec<String>,
+    /// Events since then that are forgotten: the client was away for too long.
+    pub missed: u64,
 }
 
 impl Board {
@@ -83,10 +85,13 @@ impl Board {
     pub fn news(&self, seen: &mut u64, events_seen: &mut u64) -> Option<News> {
         let newest = self.wait(*seen)?;
         *seen = newest.count;
-        let new = newest.events_count.saturating_sub(*events_seen).min(newest.events.len() as u64) as usize;
+        let since = newest.events_count.saturating_sub(*events_seen);
+        let new = since.min(newest.events.len() as u64) as usize;
+        // a new client has missed nothing
+        let missed = if *events_seen == 0 { 0 } else { since - new as u64 };
         *events_seen = newest.events_count;
         let events = newest.events.range(newest.events.len() - new..).cloned().collect();
-        Some(News { line: newest.line.clone(), events })
+        Some(News { line: newest.line.clone(), events, missed })
     }
 
     fn wait(&self, seen: u64) -> Option<MutexGuard<'_, Newest>> {
@@ -141,6 +146,8 @@ impl Board {
             ("events_total", "Classes that came or went.", &t.events),
             ("source_lost_total", "Times that the source failed.", &t.lost),
             ("answers_unsent_total", "Answers that a slow sink did not get.", &t.unsent),
+            ("events_lost_total", "Events that a sink never got, which was slow for too long.", &t.events_lost),
+            ("frames_unkept_total", "Frames to be kept that could not be written.", &t.unkept),
         ];
         for (name, help, value) in counters {
             one(name, "counter", help, value.load(Relaxed) as f64);

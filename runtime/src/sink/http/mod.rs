@@ -161,7 +161,7 @@ impl Server {
         }
     }
 
-    /// Server-sent events: each answer that the client keeps up with, and every change.
+    /// Server-sent events: each answer that the client keeps up with, and every change, or how many it has `missed`.
     fn events(&self, stream: &mut TcpStream) -> io::Result<()> {
         begin(stream, "200 OK", "text/event-stream", None)?;
         let (mut seen, mut changes) = (0, 0);
@@ -169,7 +169,11 @@ impl Server {
             let text = match self.board.news(&mut seen, &mut changes) {
                 Some(news) => {
                     let changes = news.events.iter().map(|line| format!("event: change\ndata: {line}\n\n"));
-                    changes.collect::<String>() + &format!("data: {}\n\n", news.line)
+                    let missed = match news.missed {
+                        0 => String::new(),
+                        n => format!("event: missed\ndata: {n}\n\n"),
+                    };
+                    missed + &changes.collect::<String>() + &format!("data: {}\n\n", news.line)
                 }
                 None => ": waiting\n\n".into(),
             };

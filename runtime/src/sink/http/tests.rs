@@ -94,3 +94,19 @@ fn clients_that_do_nothing_are_limited_and_slow_nothing() {
     std::thread::sleep(Duration::from_millis(200));
     assert!(text(at, "/").starts_with("HTTP/1.1 200"));
 }
+
+#[test]
+fn a_client_that_was_away_for_too_long_is_told_what_it_missed() {
+    let board = board::Board::new(Arc::default());
+    board.show(&with_frame(0));
+    let (mut seen, mut changes) = (0, 0);
+    assert_eq!(board.news(&mut seen, &mut changes).unwrap().missed, 0);
+    for seq in 1..=250 {
+        board.show(&with_frame(seq));
+    }
+    let news = board.news(&mut seen, &mut changes).unwrap();
+    assert_eq!((news.events.len(), news.missed), (200, 50));
+    // one that comes late has the last 200
+    let news = board.news(&mut 0, &mut 0).unwrap();
+    assert_eq!((news.events.len(), news.missed), (200, 0));
+}

@@ -4,10 +4,14 @@
 //!
 //! `feed write DEVICE FOURCC WIDTHxHEIGHT FRAME…`: writes the files, compressed pictures, in turn to a v4l2loopback device.
 //!
+//! `feed take SOURCE COUNT`: takes frames as `vedge-run` does, through the same code, and prints the SHA-256 of each one's bytes,
+//! of all planes after each other.
+//!
 //! `feed set DEVICE CONTROL VALUE`: sets a control by its name, such as vivid's `Disconnect`.
 
 use anyhow::{Context, Result, bail};
 use memmap2::{MmapMut, MmapOptions};
+use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::BorrowedFd;
@@ -20,6 +24,7 @@ use v4l::v4l2::vidioc::{
 };
 use v4l::video::Output;
 use v4l::{Device, FourCC};
+use vedge_runtime::source::{self, Pixels};
 
 /// `V4L2_BUF_TYPE_VIDEO_OUTPUT`, `V4L2_MEMORY_MMAP` and `V4L2_FIELD_NONE` of videodev2.h.
 const VIDEO_OUTPUT: u32 = 2;
@@ -47,6 +52,11 @@ fn main() -> Result<()> {
     {
         return write(device, self::fourcc(fourcc)?, self::size(size)?, frames);
     }
+    if let [word, uri, count] = args.as_slice()
+        && word == "take"
+    {
+        return take(uri, count.parse()?);
+    }
     let [output, capture, fourcc, size, frame] = args.as_slice() else {
         eprintln!("usage: feed OUTPUT CAPTURE FOURCC WIDTHxHEIGHT FRAME");
         std::process::exit(2);
@@ -67,6 +77,18 @@ fn main() -> Result<()> {
     set_control(&cap, "OSD Text Mode", Value::Integer(2))?; // no text over the picture
     drop(cap);
     play(&out, &frame)
+}
+
+/// What the program that runs on boards gets from a source, byte for byte.
+fn take(uri: &str, count: usize) -> Result<()> {
+    let mut source = source::open(&uri.parse()?, (64, 64))?;
+    for _ in 0..count {
+        let frame = source.next()?.context("the source has ended")?;
+        let Pixels::Raw(raw) = frame.pixels else { bail!("{}: no raw frames", source.describe()) };
+        let digest: String = Sha256::digest(&raw.bytes).iter().map(|b| format!("{b:02x}")).collect();
+        println!("@frame {digest} {}", raw.bytes.len());
+    }
+    Ok(())
 }
 
 /// A four-character code; shorter ones end with blanks (`Y10`).
@@ -98,7 +120,11 @@ fn write(device: &str, fourcc: FourCC, (width, height): (u32, u32), frames: &[St
     let copy = unsafe { BorrowedFd::borrow_raw(out.handle().fd()) }.try_clone_to_owned()?;
     let mut file = File::from(copy);
     for frame in frames.iter().cycle() {
-        file.write_all(frame)?;
+        // one call: an empty frame is one of no bytes, where write_all would do nothing
+        let written = file.write(frame)?;
+        if written != frame.len() {
+            bail!("{device} takes {written} of {} bytes", frame.len());
+        }
         std::thread::sleep(Duration::from_millis(33));
     }
     Ok(())
