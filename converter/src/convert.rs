@@ -361,10 +361,7 @@ pub fn float(source: &Path, settings: &Settings, known: Option<&[Vec<f32>]>) -> 
             hint: "--precision fp32 keeps its integers as they are; or convert the float model it came from".into(),
         });
     }
-    let declared = graph.inputs.first().and_then(|i| i.dims()).and_then(|d| match d[..] {
-        [_, _, Some(h), Some(w)] => Some((h, w)),
-        _ => None,
-    });
+    let declared = passes::freeze::exported(&graph);
     let passes = passes::prepare(&mut graph, &settings.prepare()).map_err(|e| e.in_file(source))?;
     let architecture = arch::recognise(&graph);
     let mut warnings = vec![];

@@ -89,7 +89,7 @@ def main():
             return feed(Path(sys.argv[2]))
         except BrokenPipeError:
             os._exit(0)
-    parser = argparse.ArgumentParser(usage=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.replace('%', '%%'), formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--frames", type=int, default=100_000)

@@ -42,11 +42,7 @@ pub(super) fn top1(answers: &[Vec<f32>], items: &[Item]) -> f64 {
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Judged {
     bytes: usize,
-    sqnr: f64,
-    agreement: f64,
-    top1: f64,
-    mean_kl: f64,
-    pictures: usize,
+    effect: Effect,
 }
 
 /// A search and what it knows from before.
@@ -81,8 +77,7 @@ impl<'a> Known<'a> {
                 j
             }
         };
-        let Judged { bytes, sqnr, agreement, top1, mean_kl, pictures } = j;
-        let effect = Effect { sqnr, agreement, top1, mean_kl, pictures };
+        let Judged { bytes, effect } = j;
         Ok(Point { plan: plan.clone(), ms, measured, bytes, effect, chosen: false })
     }
 
@@ -112,9 +107,8 @@ impl<'a> Known<'a> {
             held_out: from > 0,
         };
         let bar = progress::bar(&plan.describe(), probes.inputs.len());
-        let e = probes.judge(&graph, &self.search.settings.options, &bar, f64::NEG_INFINITY)?;
+        let effect = probes.judge(&graph, &self.search.settings.options, &bar, f64::NEG_INFINITY)?;
         bar.finish_and_clear();
-        let Effect { sqnr, agreement, top1, mean_kl, pictures } = e;
-        Ok(Judged { bytes: graph.encode().len(), sqnr, agreement, top1, mean_kl, pictures })
+        Ok(Judged { bytes: graph.encode().len(), effect })
     }
 }

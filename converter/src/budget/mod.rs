@@ -222,11 +222,11 @@ impl<'a> Search<'a> {
         passes::prepare(&mut graph, &settings.prepare()).map_err(|e| e.in_file(source))?;
         let mut space = candidate::space(source, &graph, settings)?;
         let kernels = vedge_runtime::kernels::detect()?.name;
-        let sha256 = sha256(&files::map(source)?);
-        let subject = Subject { sha256: &sha256, name: &stem(source) };
+        let digest = sha256(&files::map(source)?);
+        let subject = Subject { sha256: &digest, name: &stem(source) };
         // Without a file of its own, times are kept beside the statistics, for this machine and these settings.
         let own = format!("{kernels} {} {:?} {:?}", settings.options.threads, settings.size, settings.patch);
-        let own = crate::convert::sha256(format!("latency {sha256} {own} {}", env!("CARGO_PKG_VERSION")).as_bytes());
+        let own = sha256(format!("latency {digest} {own} {}", env!("CARGO_PKG_VERSION")).as_bytes());
         let kept = settings.cache.as_ref().map(|dir| dir.join(format!("{own}.latency")));
         let path = budget.table.clone().or(kept);
         let mut latency = Latency::open(path.as_deref(), &subject, kernels, &settings.options)?;
@@ -337,10 +337,10 @@ impl<'a> Search<'a> {
             let Some(ms) = self.latency.of(&key, || candidate::without_half(source, settings, &units))? else {
                 return Ok(());
             };
-            let gone: f64 = units.iter().map(|u| (0.5 * u.groups as f64).round().min(u.groups as f64 - 1.0)).sum();
+            let gone: usize = units.iter().map(|u| u.part(0.5)).sum();
             // A difference lost in noise is no reason to remove nothing, or all.
             let least = 0.1 * plain * units[0].price / macs;
-            let each = ((plain - ms) / gone).max(least);
+            let each = ((plain - ms) / gone as f64).max(least);
             prices.extend(units.into_iter().map(|u| (u.name, each)));
         }
         self.prices = prices;

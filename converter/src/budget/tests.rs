@@ -127,7 +127,7 @@ mod on_a_model {
         known.remove("int8-merge2-mlp20");
         std::fs::write(&file, serde_json::to_vec(&known).unwrap()).unwrap();
         assert_eq!(json(&search(&kept, &budget)), json(&first));
-        known.get_mut("fp32").unwrap()["mean_kl"] = 123.0.into();
+        known.get_mut("fp32").unwrap()["effect"]["mean_kl"] = 123.0.into();
         std::fs::write(&file, serde_json::to_vec(&known).unwrap()).unwrap();
         let told = search(&kept, &budget);
         assert!(told.points.iter().any(|p| p.plan.precision == Precision::Fp32 && p.effect.mean_kl == 123.0));

@@ -41,7 +41,7 @@ const SIZES: std::ops::RangeInclusive<usize> = 1..=8192;
 const USUAL: [usize; 10] = [224, 256, 384, 192, 320, 288, 512, 128, 64, 32];
 
 /// The size that a graph was exported at.
-fn exported(graph: &Graph) -> Option<Size> {
+pub(crate) fn exported(graph: &Graph) -> Option<Size> {
     match graph.inputs.first()?.dims()?[..] {
         [.., Some(h), Some(w)] => Some((h, w)),
         _ => None,

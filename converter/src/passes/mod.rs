@@ -2,7 +2,7 @@
 
 mod batchnorm;
 mod fold;
-mod freeze;
+pub(crate) mod freeze;
 mod gemm;
 mod layernorm;
 mod opset;

@@ -141,7 +141,7 @@ pub fn prune(
 pub fn first(graph: &mut Graph, shares: impl Iterator<Item = (Unit, f64)>) -> Result<usize> {
     let mut gone = 0;
     for (u, share) in shares {
-        let dropped: Vec<usize> = (0..((share * u.groups as f64).round() as usize).min(u.groups - 1)).collect();
+        let dropped: Vec<usize> = (0..u.part(share)).collect();
         if dropped.is_empty() {
             continue;
         }

@@ -51,6 +51,11 @@ pub struct Unit {
 }
 
 impl Unit {
+    /// How many groups a share (0…1) of them is; at least one stays.
+    pub(crate) fn part(&self, share: f64) -> usize {
+        ((share * self.groups as f64).round() as usize).min(self.groups - 1)
+    }
+
     /// Rows of the last layer's weight that belong to a group.
     pub fn rows(&self, group: usize) -> Vec<usize> {
         (group * self.width..(group + 1) * self.width).collect()

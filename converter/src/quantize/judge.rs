@@ -26,7 +26,7 @@ pub struct Probes {
 const ENOUGH_TO_REFUSE: usize = 8;
 
 /// How near a model's outputs are to the float model's on some pictures.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Effect {
     /// Signal-to-noise ratio of the logits, dB.
     pub sqnr: f64,

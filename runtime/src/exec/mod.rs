@@ -107,7 +107,7 @@ impl Exec {
 
     /// Calls `f(index, chunk)` for consecutive chunks of `data`, side by side where there are threads.
     pub fn chunks<T: Send>(&self, data: &mut [T], size: usize, f: &(dyn Fn(usize, &mut [T]) + Sync)) {
-        let (len, data) = (data.len(), Shared(data.as_mut_ptr()));
+        let (len, data) = (data.len(), Scattered(data.as_mut_ptr()));
         self.each(len.div_ceil(size), &|i| {
             let start = i * size;
             // SAFETY: inside `data`, which is borrowed until all is done; each index, and so each chunk, is taken once.
@@ -116,15 +116,15 @@ impl Exec {
     }
 }
 
-/// Where the elements lie that threads share out among themselves.
-struct Shared<T>(*mut T);
+/// Elements that threads share out among themselves: who writes through it takes care that each is one thread's.
+pub(crate) struct Scattered<T>(pub *mut T);
 
 // SAFETY: each thread takes its own elements, which may go to another thread.
-unsafe impl<T: Send> Sync for Shared<T> {}
+unsafe impl<T: Send> Sync for Scattered<T> {}
 
-impl<T> Shared<T> {
+impl<T> Scattered<T> {
     /// Address of an element that must exist.
-    fn at(&self, index: usize) -> *mut T {
+    pub fn at(&self, index: usize) -> *mut T {
         self.0.wrapping_add(index)
     }
 }

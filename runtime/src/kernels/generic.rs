@@ -52,11 +52,11 @@ pub unsafe fn panel_i8_of<const FMA: bool>(
     tile: unsafe fn(&[*const u8; MR_I8], &I8Panel, &mut TileI8),
 ) {
     for m in (0..job.target.rows).step_by(MR_I8) {
-        let (pointers, quants, target) = job.block::<MR_I8>(m);
+        let (pointers, target) = job.block::<MR_I8>(m);
         let (mut sums, mut out) = ([[0; NR]; MR_I8], [[0.; NR]; MR_I8]);
         // SAFETY: the caller's contract.
         unsafe { tile(&pointers, job.panel, &mut sums) };
-        rows::rescale::<FMA>(&sums, &quants, job, &mut out);
+        rows::rescale::<FMA>(&sums, &job.quants(m), job, &mut out);
         rows::activate_integers::<FMA>(job.activation, out.as_flattened_mut());
         // SAFETY: the caller's contract.
         unsafe { rows::write(&out, &target) };

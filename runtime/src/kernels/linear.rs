@@ -74,8 +74,9 @@ pub enum Step {
     Residual,
 }
 
-/// Rows handled at once: their quantized form stays in the L1 or L2 cache; a multiple of both tile heights.
-const BLOCK: usize = 72;
+/// Rows handled at once, at most: half of the 197 or 257 tokens of a ViT, so that each of two threads reads the weights once
+/// (15.9 instead of 16.6 ms for DeiT-Small, measured); with all of them what lies between two layers would leave the cache.
+const BLOCK: usize = 100;
 
 #[derive(Default)]
 struct Scratch {

@@ -139,19 +139,23 @@ fn room<T: Copy + Default>(buffer: &mut Vec<T>, n: usize) -> &mut [T] {
 }
 
 impl PanelJob<'_> {
-    /// First activation of each of `M` rows from row `m` on, how they were quantized, and the part of the target that
-    /// they fill.
+    /// How `M` rows from row `m` on were quantized.
     #[inline(always)]
-    fn block<const M: usize>(&self, m: usize) -> ([*const u8; M], [RowQuant; M], Target) {
-        let rows = std::array::from_fn(|i| self.rows.wrapping_add((m + i) * self.stride));
-        let quants = match self.quants {
+    fn quants<const M: usize>(&self, m: usize) -> [RowQuant; M] {
+        match self.quants {
             Quants::Shared(quant) => [quant; M],
             Quants::Each(quants) => *quants[m..].first_chunk().expect("rows are padded to whole tiles"),
-        };
+        }
+    }
+
+    /// First activation of each of `M` rows from row `m` on, and the part of the target that they fill.
+    #[inline(always)]
+    fn block<const M: usize>(&self, m: usize) -> ([*const u8; M], Target) {
+        let rows = std::array::from_fn(|i| self.rows.wrapping_add((m + i) * self.stride));
         let t = &self.target;
         let residual = if t.residual.is_null() { t.residual } else { t.residual.wrapping_add(m * t.stride) };
         let out = t.out.wrapping_add(m * t.stride);
-        (rows, quants, Target { out, residual, rows: M.min(t.rows - m), ..*t })
+        (rows, Target { out, residual, rows: M.min(t.rows - m), ..*t })
     }
 }
 

@@ -111,29 +111,22 @@ impl Fused {
                 });
             }
             Fused::Requantize(r) => {
-                let size = out.len().div_ceil(exec.threads()).next_multiple_of(1024);
                 let grid = r.grid(exec.kernels, inputs[0]);
-                exec.chunks(out, size, &|b, out| {
-                    out.copy_from_slice(&inputs[0][b * size..][..out.len()]);
-                    grid.round(exec.kernels, out);
-                });
+                element_wise(exec, inputs[0], out, &|x| grid.round(exec.kernels, x));
             }
-            Fused::Table(table) => {
-                let size = out.len().div_ceil(exec.threads()).next_multiple_of(1024);
-                exec.chunks(out, size, &|b, out| {
-                    out.copy_from_slice(&inputs[0][b * size..][..out.len()]);
-                    table.apply(exec.kernels, out);
-                });
-            }
-            Fused::Activation(a) => {
-                let size = out.len().div_ceil(exec.threads()).next_multiple_of(1024);
-                exec.chunks(out, size, &|b, out| {
-                    out.copy_from_slice(&inputs[0][b * size..][..out.len()]);
-                    exec.activate(*a, out);
-                });
-            }
+            Fused::Table(table) => element_wise(exec, inputs[0], out, &|x| table.apply(exec.kernels, x)),
+            Fused::Activation(a) => element_wise(exec, inputs[0], out, &|x| exec.activate(*a, x)),
         }
     }
+}
+
+/// Copies `x` and changes it in place, a part on each thread.
+fn element_wise(exec: &Exec, x: &[f32], out: &mut [f32], change: &(dyn Fn(&mut [f32]) + Sync)) {
+    let size = out.len().div_ceil(exec.threads()).next_multiple_of(1024);
+    exec.chunks(out, size, &|b, out| {
+        out.copy_from_slice(&x[b * size..][..out.len()]);
+        change(out);
+    });
 }
 
 /// A [`Fused`] operator as a tract operator with a fixed output shape.

@@ -96,12 +96,12 @@ macro_rules! panel_of {
         let (mut m, padded) = (0, $job.target.rows.next_multiple_of(MR_I8));
         while m < padded {
             if (padded - m) % TALL == 0 {
-                let (rows, quants, target) = $job.block::<TALL>(m);
-                finish(&$block(&rows, $job.panel), &quants, $job, &target);
+                let (rows, target) = $job.block::<TALL>(m);
+                finish(&$block(&rows, $job.panel), &$job.quants(m), $job, &target);
                 m += TALL;
             } else {
-                let (rows, quants, target) = $job.block::<MR_I8>(m);
-                finish(&$block(&rows, $job.panel), &quants, $job, &target);
+                let (rows, target) = $job.block::<MR_I8>(m);
+                finish(&$block(&rows, $job.panel), &$job.quants(m), $job, &target);
                 m += MR_I8;
             }
         }

@@ -81,8 +81,8 @@ pub unsafe fn tile(rows: &[*const u8; MR_I8], panel: &I8Panel, tile: &mut TileI8
 /// See [`Kernels::panel_i8`].
 pub unsafe fn panel(job: &PanelJob) {
     for m in (0..job.target.rows).step_by(ROWS) {
-        let (rows, quants, target) = job.block::<ROWS>(m);
+        let (rows, target) = job.block::<ROWS>(m);
         // SAFETY: the caller's contract.
-        unsafe { finish(&sums(rows, job.panel), &quants, job, &target) };
+        unsafe { finish(&sums(rows, job.panel), &job.quants(m), job, &target) };
     }
 }

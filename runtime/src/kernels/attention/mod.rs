@@ -6,7 +6,7 @@ mod integer;
 use super::requantize::Grid;
 use super::rows::LANES;
 use super::{Kernels, MR_F32, NR};
-use crate::exec::Exec;
+use crate::exec::{Exec, Scattered};
 use std::cell::RefCell;
 
 /// A tensor `[batch][head][token][dim]` inside a larger one: element offset and strides.
@@ -94,10 +94,7 @@ thread_local! {
 }
 
 /// Where heads write their parts of the output, which do not overlap.
-struct Output(*mut f32);
-
-// SAFETY: each head writes its own elements.
-unsafe impl Sync for Output {}
+type Output = Scattered<f32>;
 
 impl Attention {
     /// Elements of the output.
@@ -119,7 +116,7 @@ impl Attention {
         let sizes = [self.batch, self.heads, self.queries, self.dim_v];
         let last: usize = sizes.iter().zip(self.out).map(|(n, stride)| (n - 1) * stride).sum();
         assert!(out.len() == self.output_len() && last < out.len());
-        let out = Output(out.as_mut_ptr());
+        let out = Scattered(out.as_mut_ptr());
         exec.each(self.batch * self.heads, &|i| {
             SCRATCH.with_borrow_mut(|s| self.head(exec.kernels, inputs, i / self.heads, i % self.heads, &out, s));
         });
@@ -195,7 +192,7 @@ impl Head<'_> {
             let at = self.b * a.out[0] + self.h * a.out[1] + (m + i) * a.out[2] + column * a.out[3];
             // SAFETY: `run` has checked the last element of the output.
             unsafe {
-                let out = out.0.add(at);
+                let out = out.at(at);
                 if a.out[3] == 1 && columns == NR {
                     *out.cast::<[f32; NR]>() = tile.map(|v| v * factor);
                 } else {

@@ -42,11 +42,11 @@ unsafe fn tile_i8(rows: &[*const u8; MR_I8], panel: &I8Panel, sums: &mut TileI8)
 #[target_feature(enable = "avx2,fma")]
 unsafe fn panel_i8(job: &PanelJob) {
     for m in (0..job.target.rows).step_by(MR_I8) {
-        let (pointers, quants, target) = job.block::<MR_I8>(m);
+        let (pointers, target) = job.block::<MR_I8>(m);
         // SAFETY: the caller's contract.
         unsafe {
             let acc = multiply(&pointers, job.panel);
-            let mut out = rescale(&acc, &quants, job);
+            let mut out = rescale(&acc, &job.quants(m), job);
             if job.activation != Activation::None {
                 rows::activate_integers::<true>(job.activation, out.as_flattened_mut());
             }

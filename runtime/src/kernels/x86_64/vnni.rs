@@ -180,7 +180,7 @@ unsafe fn block<const M: usize, const P: usize>(
     start: [__m512i; P],
     finish: impl Fn(usize, usize, __m512i) -> __m512 + Copy,
 ) {
-    let (pointers, _, target) = job.block::<M>(m);
+    let (pointers, target) = job.block::<M>(m);
     let wanted = (1u32 << target.columns).wrapping_sub(1) as __mmask16;
     // SAFETY: the caller's contract; the mask keeps to the target's columns.
     unsafe {

@@ -1,5 +1,6 @@
 //! Constant weights as a file spells them: float, float16 behind a Cast, or int8 behind DequantizeLinear.
 
+use super::pairs::Pair;
 use crate::kernels::linear::InputQuant;
 use crate::model::qdq::MOVES;
 use crate::onnx::{DType, Graph, NodeProto, Uses, elements, shape_of, to_f32, to_i8, to_i64};
@@ -124,19 +125,11 @@ pub fn quantized(g: &Graph, uses: &Uses, name: &str) -> Option<(String, InputQua
     };
     let q = &g.nodes[uses.producer(dq.input_name(0))?];
     let before = if source == name { q.input_name(0) } else { name }.to_string();
-    match q.op_type() {
-        "QuantizeLinear" => {
-            let p = Parameters::of(g, q).filter(|p| Parameters::of(g, dq).as_ref() == Some(p))?;
-            let zero = match p.dtype {
-                DType::Uint8 => p.zero as u8,
-                DType::Int8 => (p.zero + 128) as u8,
-                _ => return None,
-            };
-            Some((before, InputQuant::Static { scale: p.scale, zero }))
-        }
-        "DynamicQuantizeLinear" if source == name && dq.input == q.output => Some((before, InputQuant::Whole)),
-        _ => None,
+    if q.op_type() == "DynamicQuantizeLinear" {
+        return (source == name && dq.input == q.output).then_some((before, InputQuant::Whole));
     }
+    let p = Pair::at(g, uses, source)?.parameters;
+    Some((before, InputQuant::Static { scale: p.scale, zero: p.byte()? }))
 }
 
 /// One scale and zero point for all elements, both constant.
@@ -164,6 +157,15 @@ impl Parameters {
         let p = Parameters { scale, zero, dtype };
         let (low, high) = p.range()?;
         (low..=high).contains(&zero).then_some(p)
+    }
+
+    /// The zero point where the integers are stored as u8; `None` where they are no bytes.
+    pub fn byte(&self) -> Option<u8> {
+        match self.dtype {
+            DType::Uint8 => Some(self.zero as u8),
+            DType::Int8 => Some((self.zero + 128) as u8),
+            _ => None,
+        }
     }
 
     /// Smallest and largest integer.

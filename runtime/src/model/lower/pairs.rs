@@ -63,7 +63,8 @@ pub fn run(l: &mut Lowered) {
     sink(l);
 }
 
-fn is_move(n: &NodeProto) -> bool {
+/// Whether an operator only moves elements of its first input.
+pub fn is_move(n: &NodeProto) -> bool {
     n.domain().is_empty() && MOVES.contains(&n.op_type())
 }
 

@@ -1,11 +1,12 @@
 //! Element-wise functions of 8-bit values, as files spell them that quantize every operator: chains (a GELU of five
 //! operators) with rounding in between. All that such a chain can give is 256 values.
 
-use super::pairs::origin;
+use super::constant::Parameters;
+use super::pairs::{is_move, origin};
 use super::{Fused, Lowered, Rewrites};
 use crate::kernels::erf;
 use crate::kernels::requantize::Table;
-use crate::onnx::{DType, Graph, NodeProto, Uses};
+use crate::onnx::{Graph, NodeProto, Uses};
 use std::collections::{HashMap, HashSet};
 
 pub fn run(l: &mut Lowered) {
@@ -29,15 +30,11 @@ struct Found {
 
 /// What is computed of `x` alone, element by element, up to a value that everything else reads.
 fn find(g: &Graph, uses: &Uses, r: &Rewrites, x: &str) -> Option<Found> {
-    if uses.consumers(x).iter().any(|&i| moves(&g.nodes[i])) {
+    if uses.consumers(x).iter().any(|&i| is_move(&g.nodes[i])) {
         return None;
     }
     let pair = origin(g, uses, x)?;
-    let zero = match pair.parameters.dtype {
-        DType::Uint8 => pair.parameters.zero as u8,
-        DType::Int8 => (pair.parameters.zero + 128) as u8,
-        _ => return None,
-    };
+    let zero = pair.parameters.byte()?;
     let scale = pair.parameters.scale;
     let start: Vec<f32> = (0..256).map(|place| (place - i32::from(zero)) as f32 * scale).collect();
     // Values that depend on x alone, and the nodes that compute them.
@@ -74,10 +71,6 @@ fn find(g: &Graph, uses: &Uses, r: &Rewrites, x: &str) -> Option<Found> {
     })
 }
 
-fn moves(n: &NodeProto) -> bool {
-    n.domain().is_empty() && crate::model::qdq::MOVES.contains(&n.op_type())
-}
-
 fn pop_first(waiting: &mut Vec<usize>) -> Option<usize> {
     let at = waiting.iter().enumerate().min_by_key(|(_, node)| **node)?.0;
     Some(waiting.swap_remove(at))
@@ -104,18 +97,18 @@ fn evaluate(g: &Graph, n: &NodeProto, known: &HashMap<&str, Vec<f32>>) -> Option
         Some(values) => Some(values.clone()),
         None => g.const_scalar(n.input_name(slot)).map(|v| vec![v; 256]),
     };
-    // Integers stand for themselves between the two.
+    // Between QuantizeLinear and DequantizeLinear values are integers.
     let (x, scalar) = (input(0)?, |slot: usize| g.const_scalar(n.input_name(slot)));
     let one = |f: &dyn Fn(f32) -> f32| Some(x.iter().map(|&v| f(v)).collect());
     let two = |f: &dyn Fn(f32, f32) -> f32| Some(x.iter().zip(input(1)?).map(|(&a, b)| f(a, b)).collect());
     match n.op_type() {
         "QuantizeLinear" => {
-            let p = super::constant::Parameters::of(g, n)?;
+            let p = Parameters::of(g, n)?;
             let (low, high) = p.range()?;
             one(&|v| ((v / p.scale).round_ties_even() + p.zero as f32).clamp(low as f32, high as f32))
         }
         "DequantizeLinear" => {
-            let p = super::constant::Parameters::of(g, n)?;
+            let p = Parameters::of(g, n)?;
             one(&|v| (v - p.zero as f32) * p.scale)
         }
         "Add" => two(&|a, b| a + b),
@@ -136,7 +129,8 @@ fn evaluate(g: &Graph, n: &NodeProto, known: &HashMap<&str, Vec<f32>>) -> Option
         }
         "HardSwish" => one(&|v| v * (v / 6. + 0.5).clamp(0., 1.)),
         "Clip" => {
-            let (low, high) = (scalar(1).unwrap_or(f32::MIN), scalar(2).unwrap_or(f32::MAX));
+            let bound = |slot: usize, none: f32| if n.input_name(slot).is_empty() { Some(none) } else { scalar(slot) };
+            let (low, high) = (bound(1, f32::MIN)?, bound(2, f32::MAX)?);
             one(&|v| v.max(low).min(high))
         }
         _ => None,

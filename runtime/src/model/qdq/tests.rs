@@ -213,6 +213,28 @@ fn graphs_without_quantization_are_left_alone() {
     assert_eq!(g.nodes, before);
 }
 
+#[test]
+fn a_function_with_a_bound_that_is_computed_is_no_table() {
+    for computed in [false, true] {
+        let c = vec![
+            scale("s", &[0.05]),
+            ints("z", DType::Uint8, &[], &[128]),
+            scale("bound", &[-0.5]),
+            scale("half", &[0.5]),
+        ];
+        let nodes = vec![
+            node("QuantizeLinear", &["x", "s", "z"], &["xq"]),
+            node("DequantizeLinear", &["xq", "s", "z"], &["xf"]),
+            node("Identity", &["bound"], &["copy"]),
+            node("Clip", &["xf", if computed { "copy" } else { "bound" }], &["c"]),
+            node("Mul", &["c", "half"], &["y"]),
+        ];
+        let (got, plan) = run(graph(&[1, 4, 3], &[1, 4, 3], c, nodes));
+        near(&got, &X.map(|v| 0.5 * grid(v, 0.05, -128., 127.).max(-0.5)));
+        assert_eq!(plan.iter().any(|(class, _)| class == "table"), !computed, "{plan:?}");
+    }
+}
+
 /// Builds graphs in which every value is rounded, as ONNX Runtime's static quantization writes them.
 struct Rounded {
     constants: Vec<TensorProto>,
