@@ -105,33 +105,18 @@ impl Search<'_> {
                 tried.push(self.judged(ground, Activations::Static, Some(c), recipe, &tried)?);
             }
         }
-        let calibrator = self::best(&tried).candidate.calibrator;
-        for (symmetric, ground) in self.symmetries(&tried, ground, &even) {
-            let recipe = Recipe { symmetric, ..self::best(&tried).recipe.clone() };
-            tried.push(self.judged(ground, Activations::Static, calibrator, recipe, &tried)?);
+        // Of every ground: which of them is best may change by it.
+        for ground in std::iter::once(ground).chain(&even) {
+            let of = |a: &&Attempt| a.candidate.smoothed == ground.smoothed;
+            let Some(Attempt { candidate, recipe, .. }) = tried.iter().filter(of).reduce(better).cloned() else {
+                continue;
+            };
+            for symmetric in symmetries(&recipe.ranges) {
+                let recipe = Recipe { symmetric, ..recipe.clone() };
+                tried.push(self.judged(ground, Activations::Static, candidate.calibrator, recipe, &tried)?);
+            }
         }
         Ok(tried)
-    }
-
-    /// Values to be int8 with zero point 0: all, as TensorRT wants it; and those whose steps hardly become wider by it.
-    fn symmetries<'g, 'm>(
-        &self,
-        tried: &[Attempt],
-        plain: &'g Ground<'m>,
-        even: &'g [Ground<'m>],
-    ) -> Vec<(BTreeSet<String>, &'g Ground<'m>)> {
-        let best = best(tried);
-        let ground = ground_of(best, plain, even);
-        let all: BTreeSet<String> = best.recipe.ranges.keys().cloned().collect();
-        let free = |(value, range): (&String, &(f32, f32))| {
-            (symmetric(*range) <= FREE * Affine::over(*range).scale).then(|| value.clone())
-        };
-        let some: BTreeSet<String> = best.recipe.ranges.iter().filter_map(free).collect();
-        let mut sets = vec![(all.clone(), ground)];
-        if !some.is_empty() && some != all {
-            sets.push((some, ground));
-        }
-        sets
     }
 
     /// What else may bring a chosen attempt nearer, one after the other, each kept only where it does: large weights clipped,
@@ -220,14 +205,20 @@ impl Search<'_> {
         let ground = ground_of(so_far, ground, &even);
         let convolutions: BTreeSet<&String> =
             ground.layers.iter().filter(|l| l.class != "linear").map(|l| &l.activation).collect();
+        let rounded = so_far.recipe.rounded.clone();
+        let mut some = vec![];
+        // What pictures can be is known, and black is best an integer of its own.
+        let input = convolutions.iter().find(|v| ground.graph.inputs.iter().any(|i| i.name() == v.as_str()));
+        some.extend(input.map(|v| (self.calibrator.unwrap_or(Calibrator::MinMax), BTreeSet::from([*v]))));
         if convolutions.len() > 1 {
-            let rounded = so_far.recipe.rounded.clone();
-            for c in self.calibrators() {
-                let mut ranges = ground.ranges(c);
-                ranges.retain(|value, _| convolutions.contains(value));
-                let recipe = Recipe { ranges, rounded: rounded.clone(), ..Recipe::default() };
-                tried.push(self.judged(ground, Activations::PerToken, Some(c), recipe, &tried)?);
-            }
+            some.extend(self.calibrators().into_iter().map(|c| (c, convolutions.clone())));
+        }
+        for (c, values) in some {
+            let mut ranges = ground.ranges(c);
+            ranges.retain(|value, _| values.contains(value));
+            let symmetric = free(&ranges);
+            let recipe = Recipe { ranges, symmetric, rounded: rounded.clone(), ..Recipe::default() };
+            tried.push(self.judged(ground, Activations::PerToken, Some(c), recipe, &tried)?);
         }
         Ok(tried)
     }
@@ -254,7 +245,9 @@ impl Search<'_> {
 
     fn evened_at(&self, ground: &Ground<'_>, chosen: &[(&Site, Vec<f32>)]) -> Result<Option<Ground<'static>>> {
         let (graph, statistics) = smooth::apply(&ground.graph, &ground.statistics, &ground.layers, chosen)?;
-        let layers = super::layers::find(&graph).0;
+        // Those that the model had before, in another order of nodes.
+        let mut layers = super::layers::find(&graph).0;
+        layers.retain(|l| ground.layers.iter().any(|k| k.name == l.name));
         let mut session = Session::from_graph(graph.clone(), self.options)?;
         let mut same = Sqnr::default();
         for (x, want) in self.probes.inputs.iter().zip(&self.probes.reference).take(2) {
@@ -334,6 +327,22 @@ impl Search<'_> {
     }
 }
 
+/// Values to be int8 with zero point 0: all, as TensorRT wants it; and those whose steps hardly become wider by it.
+fn symmetries(ranges: &BTreeMap<String, (f32, f32)>) -> Vec<BTreeSet<String>> {
+    let all: BTreeSet<String> = ranges.keys().cloned().collect();
+    let some = free(ranges);
+    let two = !some.is_empty() && some != all;
+    std::iter::once(all).chain(two.then_some(some)).collect()
+}
+
+/// Values whose steps hardly become wider when they are int8 with zero point 0.
+fn free(ranges: &BTreeMap<String, (f32, f32)>) -> BTreeSet<String> {
+    let free = |(value, range): (&String, &(f32, f32))| {
+        (symmetric(*range) <= FREE * Affine::over(*range).scale).then(|| value.clone())
+    };
+    ranges.iter().filter_map(free).collect()
+}
+
 /// What an attempt was made of.
 fn ground_of<'g, 'm>(a: &Attempt, plain: &'g Ground<'m>, even: &'g [Ground<'m>]) -> &'g Ground<'m> {
     even.iter().find(|g| g.smoothed == a.candidate.smoothed).unwrap_or(plain)
@@ -361,8 +370,12 @@ pub fn hopeless(others: &[Attempt]) -> f64 {
 
 /// The attempt with the best logits; the first among equals.
 pub fn best(tried: &[Attempt]) -> &Attempt {
-    let better = |a: &&Attempt, b: &&Attempt| a.candidate.effect.sqnr.total_cmp(&b.candidate.effect.sqnr);
-    tried.iter().rev().max_by(better).expect("something was tried")
+    tried.iter().reduce(better).expect("something was tried")
+}
+
+/// Of two attempts the one with the better logits; the first where they are equal.
+pub fn better<'a>(a: &'a Attempt, b: &'a Attempt) -> &'a Attempt {
+    if b.candidate.effect.sqnr > a.candidate.effect.sqnr { b } else { a }
 }
 
 /// Variance of the error of a value rounded to 256 steps of a range.

@@ -2,7 +2,7 @@
 //! weights and float arithmetic (as a rule the patch embedding, which reads pixels, or the first convolutions).
 
 use super::layers::macs;
-use super::search::{Attempt, Search, best, hopeless};
+use super::search::{Attempt, Search, best, better, hopeless};
 use crate::progress;
 use vedge_runtime::{Error, Result};
 
@@ -83,10 +83,6 @@ impl Search<'_> {
         let gain = spared.candidate.effect.sqnr - a.candidate.effect.sqnr;
         Ok((gain >= WORTH_DB.max(WORTH_DB_PERCENT * percent)).then_some(spared))
     }
-}
-
-fn better<'a>(a: &'a Attempt, b: &'a Attempt) -> &'a Attempt {
-    if b.candidate.effect.sqnr > a.candidate.effect.sqnr { b } else { a }
 }
 
 #[cfg(test)]
