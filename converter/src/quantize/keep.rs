@@ -23,14 +23,12 @@ pub fn named(g: &Graph, layers: &[Layer], patterns: &[String]) -> Result<BTreeSe
             hint: "write [[] for a bracket that is part of a name".into(),
         })?;
         let means = |l: &&Layer| g.nodes[l.node].op_type() == text || pattern.matches(&l.name);
-        let before = names.len();
-        names.extend(layers.iter().filter(means).map(|l| l.name.clone()));
-        if names.len() == before && !layers.iter().any(|l| means(&l)) {
-            return Err(Error::Usage {
-                what: format!("--keep-float {text}: no layer is called so"),
-                hint: near(g, layers, text),
-            });
+        let meant: Vec<&Layer> = layers.iter().filter(means).collect();
+        if meant.is_empty() {
+            let what = format!("--keep-float {text}: no layer is called so");
+            return Err(Error::Usage { what, hint: near(g, layers, text) });
         }
+        names.extend(meant.into_iter().map(|l| l.name.clone()));
     }
     if !names.is_empty() && layers.iter().all(|l| names.contains(&l.name)) {
         return Err(Error::Usage {
@@ -95,9 +93,9 @@ mod tests {
 
     #[test]
     fn what_means_nothing_is_an_error_that_names_the_nearest() {
-        let said = of(&["/blocks.0/fc3"]).unwrap_err().to_string();
-        assert!(said.contains("--keep-float /blocks.0/fc3") && said.contains("/blocks.0/fc1"), "{said}");
-        assert!(said.contains("Conv, MatMul"), "{said}");
+        let Error::Usage { what, hint } = of(&["/blocks.0/fc3"]).unwrap_err() else { panic!() };
+        assert!(what.contains("--keep-float /blocks.0/fc3"), "{what}");
+        assert!(hint.contains("/blocks.0/fc1, /blocks.0/fc2") && hint.contains("Conv, MatMul"), "{hint}");
         assert!(of(&["Conv", "MatMul"]).unwrap_err().to_string().contains("no layer to quantize"));
         assert!(of(&["[a"]).is_err());
     }

@@ -73,6 +73,41 @@ fn channels_between_convolutions_are_evened_out_where_one_is_large_and_not_where
     }
 }
 
+/// A convolution that reads pictures, and the mean of what it makes of each.
+fn pooled(pictures: impl Fn(u64) -> Vec<f32>) -> Quantized {
+    let mut g = empty(17);
+    g.inputs.push(value_info("x", DType::Float, &[1, 3, 16, 16]));
+    g.outputs.push(value_info("y", DType::Float, &[1, 24, 1, 1]));
+    // Weights that are integers, so that the pictures' rounding is all there is.
+    let w: Vec<f32> = noise(1, 648)
+        .into_iter()
+        .enumerate()
+        .map(|(i, w)| if i % 27 == 0 { 127.0 } else { (20.0 * w).round() })
+        .collect();
+    g.initializers.insert("w".into(), f32_tensor("w", &[24, 3, 3, 3], &w));
+    g.value_info.insert("h".into(), value_info("h", DType::Float, &[1, 24, 14, 14]));
+    g.nodes.push(NodeProto::of("Conv", &["x", "w"], &["h"], vec![attr::ints("kernel_shape", &[3, 3])]));
+    g.nodes.push(NodeProto::of("GlobalAveragePool", &["h"], &["y"], vec![]));
+    let picture = |seed: u64| ArrayD::from_shape_vec(vec![1, 3, 16, 16], pictures(seed)).unwrap();
+    quantized(&g, (1..13).map(picture).collect(), &[Tap::range("x")], Preset::Cpu)
+}
+
+#[test]
+fn pictures_on_black_get_one_range_and_pictures_of_all_sizes_their_own() {
+    // How bright the brightest pixel is differs; with a range of its own each picture has its own error in every black pixel.
+    let black = |seed: u64| {
+        let x = noise(1000 * seed, 768).into_iter().enumerate();
+        x.map(|(i, v)| if i % 16 < 8 { -2.0 } else { -2.0 + (3.0 + 0.07 * seed as f32) * v.abs() }).collect()
+    };
+    let done = pooled(black);
+    let without = done.candidates.iter().filter(|c| c.ranges == 0).map(|c| c.effect.sqnr).fold(f64::MIN, f64::max);
+    assert_eq!((done.candidates[0].ranges, done.candidates[0].symmetric), (1, 1), "{:?}", done.candidates);
+    assert!(done.candidates[0].effect.sqnr > without + 3.0, "{:?}", done.candidates);
+    let done = pooled(|seed| noise(1000 * seed, 768).into_iter().map(|v| v * 0.4f32.powi(seed as i32)).collect());
+    assert_eq!(done.candidates[0].ranges, 0, "{:?}", done.candidates);
+    assert!(done.candidates.iter().any(|c| c.ranges == 1), "it was tried");
+}
+
 /// A linear layer on rows that `change` makes of noise, with weights that `weigh` changes.
 fn linear(
     preset: Preset,
@@ -131,6 +166,12 @@ fn channels_behind_a_function_are_evened_out_by_a_product_where_one_is_large() {
     let without = large.candidates.iter().filter(|c| c.smoothed == 0).map(|c| c.effect.sqnr).fold(f64::MIN, f64::max);
     assert_eq!((large.candidates[0].smoothed, products(&large)), (1, 1), "{:?}", large.candidates);
     assert!(large.candidates[0].effect.sqnr > without + 6.0, "{:?}", large.candidates);
+    // Layers are known by their nodes in the model with the product.
+    assert!(
+        large.layers.iter().all(|l| large.ground.nodes[l.node].input_name(0) == l.activation),
+        "{:?}",
+        large.layers
+    );
     // It runs as part of the layer.
     let session = Session::from_graph(large.graph, &Options::default()).unwrap();
     let classes: Vec<&str> = session.plan().iter().map(|l| l.class.as_str()).collect();
