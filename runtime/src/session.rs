@@ -71,8 +71,8 @@ impl Session {
         let lines = plan::lines(&lowered);
         let engine = |e: TractError| Error::Engine(format!("{e:#}"));
         let model = wire::wire(lowered, &exec)?;
-        let model = wire::guarded(|| model.into_optimized()).map_err(engine)?;
-        let plan = wire::guarded(|| TypedSimplePlan::new(model)).map_err(engine)?;
+        let model = wire::guarded("optimizing the model", || model.into_optimized()).map_err(engine)?;
+        let plan = wire::guarded("planning the model", || TypedSimplePlan::new(model)).map_err(engine)?;
         Ok(Session { plan, inputs, outputs, card, lines, exec })
     }
 
@@ -155,7 +155,7 @@ impl Session {
         }
         memory::start_to_recycle();
         let plan = &self.plan;
-        let outputs = wire::guarded(|| plan.run(values)).map_err(engine)?;
+        let outputs = wire::guarded("running the model", || plan.run(values)).map_err(engine)?;
         outputs
             .iter()
             .map(|v| {

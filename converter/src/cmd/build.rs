@@ -159,8 +159,11 @@ fn plan(target: &str, route: Route, profile: &str, tls: bool) -> Result<Plan, Er
     words.extend(["--", "-C", "strip=symbols"].map(String::from));
     let rust_lld = route == Route::System && target == "aarch64-unknown-linux-musl";
     if rust_lld {
-        // Functions that are the same machine code once.
+        // Functions that are the same machine code once, and no index of frames, which only unwinding reads.
         words.extend(["-C", "link-arg=--icf=all"].map(String::from));
+        if profile == "dist" {
+            words.extend(["-C", "link-arg=--no-eh-frame-hdr"].map(String::from));
+        }
     }
     let mut environment = vec![];
     if route == Route::System {

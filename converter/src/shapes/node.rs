@@ -247,7 +247,7 @@ fn onnx_type(t: DatumType) -> TractResult<DType> {
 
 /// Runs `f`; an error or a panic of tract becomes a message, and nothing is printed.
 fn guarded<T>(f: impl FnOnce() -> TractResult<T>) -> Result<T, String> {
-    match caught(f) {
+    match caught("working out shapes", f) {
         Ok(result) => result.map_err(|e| innermost(&e)),
         Err(panic) => Err(format!("does not fit its inputs ({panic})")),
     }

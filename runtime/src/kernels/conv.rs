@@ -31,6 +31,9 @@ pub enum Filter {
     /// All input channels to all output channels: a linear layer over rows of `[kernel y][kernel x][input channel]`.
     /// With integer weights, `PerRow` means one range for the whole picture.
     Dense(Linear),
+    /// As `Dense` without padding and dilation, of a picture with its channels first, `[channel][y][x]`, as models are given
+    /// them: rows of `[input channel][kernel y][kernel x]`.
+    Patches(Linear),
     /// One filter a channel.
     Depthwise(Depthwise),
 }
@@ -141,28 +144,43 @@ impl Geometry {
             }
         }
     }
+
+    /// As [`Geometry::gather`], of planes `[channel][y][x]`.
+    fn gather_patches<T: Copy>(&self, planes: &[T], first: usize, rows: &mut [T], stride: usize) {
+        let ([h, w, _], [_, width, _], [kh, kw]) = (self.input, self.output, self.kernel);
+        for (p, row) in rows.chunks_exact_mut(stride).enumerate() {
+            let corner = (first + p) / width * self.stride[0] * w + (first + p) % width * self.stride[1];
+            for (i, taps) in row[..self.input[2] * kh * kw].chunks_exact_mut(kw).enumerate() {
+                let from = &planes[i / kh * h * w + i % kh * w + corner..][..kw];
+                // A length that the compiler knows spares most patches, of 4, 8 or 16 pixels, a call each time.
+                let (from, taps) = (from.as_chunks::<4>(), taps.as_chunks_mut::<4>());
+                taps.0.copy_from_slice(from.0);
+                taps.1.iter_mut().zip(from.1).for_each(|(to, from)| *to = *from);
+            }
+        }
+    }
 }
 
 impl Conv {
     /// Multiply-accumulates.
     pub fn macs(&self) -> usize {
         let g = &self.geometry;
-        let inputs = if matches!(self.filter, Filter::Dense(_)) { g.input[2] } else { 1 };
+        let inputs = if matches!(self.filter, Filter::Depthwise(_)) { 1 } else { g.input[2] };
         g.output.iter().product::<usize>() * g.taps() * inputs
     }
 
     /// Whether it computes in integers.
     pub fn is_integer(&self) -> bool {
         match &self.filter {
-            Filter::Dense(l) => matches!(l.weights, Weights::I8(..)),
+            Filter::Dense(l) | Filter::Patches(l) => matches!(l.weights, Weights::I8(..)),
             Filter::Depthwise(d) => matches!(d.taps, Taps::I8 { .. }),
         }
     }
 
-    /// Runs on one picture `[h][w][c]`.
+    /// Runs on one picture `[h][w][c]`, or `[c][h][w]` in [`Filter::Patches`].
     pub fn run(&self, exec: &Exec, x: &[f32], out: &mut [f32]) {
         SCRATCH.with_borrow_mut(|s| match &self.filter {
-            Filter::Dense(linear) => match &linear.weights {
+            Filter::Dense(linear) | Filter::Patches(linear) => match &linear.weights {
                 Weights::I8(_, quant) => {
                     let quant = self.quantize(exec, x, *quant, exec.kernels.flip, &mut s.bytes);
                     self.dense_i8(exec, linear, quant, &s.bytes, out);
@@ -208,8 +226,15 @@ impl Conv {
         });
     }
 
+    /// Copies the inputs of `rows.len() / stride` outputs from output `first` on, one row each.
+    fn gather<T: Copy>(&self, canvas: &[T], first: usize, rows: &mut [T], stride: usize) {
+        match self.filter {
+            Filter::Patches(_) => self.geometry.gather_patches(canvas, first, rows, stride),
+            _ => self.geometry.gather(canvas, first, rows, stride),
+        }
+    }
+
     fn dense_i8(&self, exec: &Exec, linear: &Linear, quant: RowQuant, canvas: &[u8], out: &mut [f32]) {
-        let g = &self.geometry;
         let Weights::I8(weights, _) = &linear.weights else { unreachable!("integer weights") };
         let (n, stride) = (linear.n(), weights.row_bytes());
         let block = exec.block(out.len() / n, PIXELS, MR_I8);
@@ -218,7 +243,7 @@ impl Conv {
                 let pixels = out.len() / n;
                 let padded = pixels.next_multiple_of(MR_I8);
                 let bytes = room(&mut s.bytes, padded * stride);
-                g.gather(canvas, b * block, &mut bytes[..pixels * stride], stride);
+                self.gather(canvas, b * block, &mut bytes[..pixels * stride], stride);
                 widen(weights, bytes, &mut s.wide);
                 let rows = Rows { bytes, wide: &s.wide, quants: Quants::Shared(quant) };
                 linear.integer_block(exec.kernels, weights, &rows, None, out);
@@ -227,12 +252,12 @@ impl Conv {
     }
 
     fn dense_f32(&self, exec: &Exec, linear: &Linear, canvas: &[f32], out: &mut [f32]) {
-        let (g, k, n) = (&self.geometry, linear.k(), linear.n());
+        let (k, n) = (linear.k(), linear.n());
         let block = exec.block(out.len() / n, PIXELS, 12);
         exec.chunks(out, block * n, &|b, out| {
             GATHERED.with_borrow_mut(|s| {
                 let floats = room(&mut s.floats, out.len() / n * k);
-                g.gather(canvas, b * block, floats, k);
+                self.gather(canvas, b * block, floats, k);
                 linear.float_block(exec.kernels, floats, None, out);
             });
         });
@@ -338,6 +363,7 @@ mod tests {
                             bias: bias_panels(&bias),
                             activation,
                             then: vec![],
+                            order: vec![],
                         })
                     };
                     let mut out = vec![f32::NAN; g.output.iter().product()];
@@ -349,6 +375,41 @@ mod tests {
                         assert!(near, "{g:?} depthwise {depthwise} integer {integer}: {i}: {got} for {want}");
                     }
                 }
+            }
+        }
+    }
+
+    /// A picture with its channels first gives what the same picture with its channels last gives.
+    #[test]
+    fn patches_of_planes_are_those_of_pictures() {
+        let exec = Exec::new(1).expect("a thread");
+        for ([kh, kw], [rows, columns], c) in [([16, 16], [3, 2], 3), ([4, 4], [2, 5], 3), ([2, 7], [3, 3], 5)] {
+            let ([h, w], oc, k) = ([rows * kh + 1, columns * kw + 1], 20, c * kh * kw);
+            let (kernel, pads) = ([kh, kw], [0; 4]);
+            let (input, output) = ([h, w, c], [rows, columns, oc]);
+            let geometry = Geometry { input, output, kernel, stride: kernel, dilation: [1, 1], pads };
+            let planes = SelfTest::input(3, h * w * c);
+            let picture: Vec<f32> = (0..h * w * c).map(|i| planes[i % c * h * w + i / c]).collect();
+            let weights = SelfTest::input(5, oc * k);
+            let last = |row: usize, i: usize| weights[row * k + i % c * kh * kw + i / c];
+            let run = |integer: bool, patches: bool, x: &[f32]| {
+                let at = |row: usize, i: usize| if patches { weights[row * k + i] } else { last(row, i) };
+                let q: Vec<i8> = (0..oc * k).map(|i| (at(i / k, i % k) * 127.) as i8).collect();
+                let weights = match integer {
+                    true => Weights::I8(I8Weights::pack(exec.kernels, oc, k, &q, &[0.01; 20]), InputQuant::Whole),
+                    false => Weights::F32(F32Weights::pack(oc, k, at)),
+                };
+                let bias = bias_panels(&SelfTest::input(4, oc));
+                let activation = Activation::None;
+                let linear = Linear { norm: None, factors: None, weights, bias, activation, then: vec![], order: vec![] };
+                let filter = if patches { Filter::Patches(linear) } else { Filter::Dense(linear) };
+                let mut out = vec![f32::NAN; rows * columns * oc];
+                Conv { geometry, filter }.run(&exec, x, &mut out);
+                out
+            };
+            assert_eq!(run(true, true, &planes), run(true, false, &picture));
+            for (a, b) in run(false, true, &planes).iter().zip(run(false, false, &picture)) {
+                assert!((a - b).abs() < 1e-3, "{a} for {b}");
             }
         }
     }

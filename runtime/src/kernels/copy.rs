@@ -37,6 +37,17 @@ impl Copy {
         self.axes.iter().map(|a| a.0).product()
     }
 
+    /// Which rows of `width` elements of the input the rows of the output are; `None` where rows do not stay whole.
+    pub fn rows(&self, width: usize) -> Option<Vec<usize>> {
+        let (&(run, 1), outer) = self.axes.split_last()? else { return None };
+        let whole = outer.iter().all(|a| a.1 % width == 0) && run % width == 0 && self.offset % width == 0;
+        let mut rows = vec![self.offset / width];
+        for (n, stride) in outer.iter().map(|&(n, s)| (n, s / width)).chain([(run / width, 1)]) {
+            rows = rows.iter().flat_map(|row| (0..n).map(move |i| row + i * stride)).collect();
+        }
+        whole.then_some(rows)
+    }
+
     /// One past the last element read.
     pub fn end(&self) -> usize {
         self.axes.iter().fold(self.offset, |at, &(n, s)| at.saturating_add((n - 1).saturating_mul(s))) + 1

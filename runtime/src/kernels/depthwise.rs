@@ -277,7 +277,7 @@ impl Bottleneck {
         between: &mut Between,
     ) -> usize {
         let g = &self.geometry;
-        let ([h, w, c], line, k) = (g.input, g.line(), self.expand.k());
+        let ([h, w, c], line) = (g.input, g.line());
         let rows = out.len() / (g.output[1] * self.project.n());
         let lines = g.lines_of(rows);
         let canvas = room(canvas, lines * line);
@@ -286,12 +286,12 @@ impl Bottleneck {
         let (from, to) = (top + kept, top + lines);
         let [from_row, to_row] = [from, to].map(|l| l.saturating_sub(g.pads[0]).min(h));
         let expanded = room(&mut between.expanded, (to_row - from_row) * w * c);
-        self.expand.run_here(kernels, &x[from_row * w * k..to_row * w * k], None, expanded);
+        self.expand.run_here(kernels, x, from_row * w, None, expanded);
         let expanded = |y: usize| &expanded[(y - from_row) * w * c..][..w * c];
         g.fill_lines(&expanded, from, &mut canvas[kept * line..], pass.zero, pass.convert);
         let filtered = room(&mut between.filtered, rows * g.output[1] * c);
         pass.rows(canvas, filtered);
-        self.project.run_here(kernels, filtered, residual, out);
+        self.project.run_here(kernels, filtered, 0, residual, out);
         let used = (rows * g.stride[0]).min(lines);
         canvas.copy_within(used * line.., 0);
         lines - used
@@ -338,6 +338,7 @@ mod tests {
                     bias: bias_panels(&SelfTest::input(seed + 1, n)),
                     activation,
                     then: vec![],
+                    order: vec![],
                 }
             };
             let values = SelfTest::input(5, 9 * c);

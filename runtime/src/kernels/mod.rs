@@ -20,6 +20,7 @@ pub mod requantize;
 mod rows;
 #[cfg(test)]
 mod tests;
+pub mod windows;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 

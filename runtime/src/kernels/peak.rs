@@ -36,14 +36,8 @@ pub fn float(kernels: &Kernels) -> f64 {
 }
 
 fn layer(weights: Weights) -> Linear {
-    Linear {
-        norm: None,
-        factors: None,
-        weights,
-        bias: bias_panels(&[0.; NR]),
-        activation: Activation::None,
-        then: vec![],
-    }
+    let (bias, activation) = (bias_panels(&[0.; NR]), Activation::None);
+    Linear { norm: None, factors: None, weights, bias, activation, then: vec![], order: vec![] }
 }
 
 fn best(k: usize, mut f: impl FnMut()) -> f64 {

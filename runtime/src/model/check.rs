@@ -9,6 +9,7 @@ use crate::kernels::conv::{Conv, Filter, Geometry};
 use crate::kernels::depthwise::{Depthwise, Taps};
 use crate::kernels::linear::Linear;
 use crate::kernels::merge::{Match, Merge};
+use crate::kernels::windows::Windows;
 use crate::onnx::{Graph, absurd, elements};
 use std::collections::HashSet;
 
@@ -97,6 +98,13 @@ impl Fused {
                 layers(&[&b.project], &after, &inputs[1..], output)
             }
             Fused::Attention(a) => a.check(inputs, output),
+            Fused::Windows(w) => {
+                let a = &w.attention;
+                let rows = vec![a.batch.saturating_mul(a.queries), w.linear.n()];
+                layers(&[&w.linear], first, &[], &rows)?;
+                a.check(std::slice::from_ref(&rows), output)?;
+                need(Windows::fit(&w.linear, a), || "windows that read rows of others".into())
+            }
             Fused::Match(m) => m.check(first, output),
             Fused::Merge(m) => m.check(inputs, output),
             Fused::LayerNorm(norm) => {
@@ -132,7 +140,12 @@ fn layers(layers: &[&Linear], input: &[usize], residual: &[Vec<usize>], output: 
     let rows = elements(input) / layers[0].k();
     let fits = output.last() == Some(&width) && rows.checked_mul(width) == Some(elements(output));
     need(fits, || format!("{rows} rows of {width} do not fill {output:?}"))?;
-    need(residual.iter().all(|r| elements(r) == elements(output)), || "a residual of another size".into())
+    need(residual.iter().all(|r| elements(r) == elements(output)), || "a residual of another size".into())?;
+    let order = &layers[0].order;
+    need(layers[1..].iter().all(|l| l.order.is_empty()), || "rows between two layers in another order".into())?;
+    need(order.is_empty() || (order.len() == rows && order.iter().all(|&row| (row as usize) < rows)), || {
+        format!("an order of {} rows for {rows}", order.len())
+    })
 }
 
 impl Geometry {
@@ -162,10 +175,18 @@ impl Geometry {
 impl Conv {
     fn check(&self, input: &[usize], output: &[usize]) -> Result<(), String> {
         let g = &self.geometry;
-        g.check(input, output)?;
+        let [h, w, c] = g.input;
+        match &self.filter {
+            Filter::Patches(_) => {
+                let plain = input == [1, c, h, w] && g.pads == [0; 4] && g.dilation == [1, 1];
+                need(plain, || format!("patches of {g:?}, used for {input:?}"))?;
+                g.check(&[1, h, w, c], output)?;
+            }
+            _ => g.check(input, output)?,
+        }
         let (k, oc) = (g.taps() * g.input[2], g.output[2]);
         let fits = match &self.filter {
-            Filter::Dense(l) => {
+            Filter::Dense(l) | Filter::Patches(l) => {
                 l.norm.is_none() && l.factors.is_none() && l.k() == k && l.n() == oc && l.bias.len() * NR >= oc
             }
             Filter::Depthwise(d) => d.fits(g),

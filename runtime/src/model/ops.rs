@@ -8,6 +8,7 @@ use crate::kernels::depthwise::Bottleneck;
 use crate::kernels::linear::{Linear, Weights};
 use crate::kernels::merge::{Match, Merge};
 use crate::kernels::requantize::{Requantize, Table};
+use crate::kernels::windows::Windows;
 use crate::kernels::{Activation, Norm};
 use std::fmt;
 use tract_onnx::prelude::*;
@@ -26,6 +27,8 @@ pub enum Fused {
     Bottleneck(Box<Bottleneck>),
     /// Scaled dot-product attention; inputs as its views number them.
     Attention(Box<Attention>),
+    /// Attention within windows, with the linear layer before it.
+    Windows(Box<Windows>),
     /// Decides which tokens become one, from their keys.
     Match(Match),
     /// Makes one of the tokens that were matched: values, places, and where they count unequally, sizes.
@@ -52,6 +55,7 @@ impl Fused {
             Fused::Conv(_) => "conv",
             Fused::Bottleneck(_) => "bottleneck",
             Fused::Attention(_) => "attention",
+            Fused::Windows(_) => "windows",
             Fused::Match(_) => "match",
             Fused::Merge(_) => "merge",
             Fused::LayerNorm(_) => "layer_norm",
@@ -70,6 +74,7 @@ impl Fused {
             Fused::Conv(c) => c.is_integer(),
             Fused::Bottleneck(b) => [&b.expand, &b.project].iter().all(|l| matches!(l.weights, Weights::I8(..))),
             Fused::Attention(a) => a.integer,
+            Fused::Windows(w) => matches!(w.linear.weights, Weights::I8(..)),
             _ => false,
         }
     }
@@ -84,6 +89,7 @@ impl Fused {
             Fused::Conv(c) => c.macs(),
             Fused::Bottleneck(b) => b.macs(),
             Fused::Attention(a) => a.macs(),
+            Fused::Windows(w) => w.macs(),
             Fused::Match(m) => m.macs(),
             Fused::Merge(_) | Fused::LayerNorm(_) | Fused::Activation(_) => 0,
             Fused::Requantize(_) | Fused::Table(_) | Fused::Copy(_) => 0,
@@ -97,6 +103,7 @@ impl Fused {
             Fused::Conv(c) => c.run(exec, inputs[0], out),
             Fused::Bottleneck(b) => b.run(exec, inputs[0], inputs.get(1).copied(), out),
             Fused::Attention(a) => a.run(exec, inputs, out),
+            Fused::Windows(w) => w.run(exec, inputs[0], out),
             Fused::Copy(c) => c.run(exec, inputs[0], out),
             Fused::Match(m) => m.run(exec, inputs[0], out),
             Fused::Merge(m) => m.run(inputs[0], inputs[1], inputs.get(2).copied(), out),

@@ -9,6 +9,7 @@ use crate::exec::Exec;
 use crate::guard::caught;
 use crate::onnx::{DType, Graph, NodeProto, ValueInfoProto, value_info};
 use prost::Message;
+use std::borrow::Cow;
 use std::collections::HashMap;
 use tract_onnx::model::{Onnx, ParsingContext};
 use tract_onnx::pb;
@@ -47,7 +48,7 @@ pub fn wire_or(
         }
         let wired = match fused_index(n) {
             Some(i) => w.fused(&graph, n, fused[i].take().expect("an operator stands for one node")),
-            None => guarded(|| w.node(&header, graph.opset(), n)).map_err(|e| unsupported(n, &e)),
+            None => w.guarded_node(&header, graph.opset(), n).map_err(|e| unsupported(n, &e)),
         };
         if let Err(e) = wired {
             failed(index, n, e)?;
@@ -88,7 +89,7 @@ pub fn annotate(graph: &mut Graph, exec: &Arc<Exec>) {
             continue;
         }
         let constants = n.input.iter().filter(|i| !i.is_empty()).try_for_each(|i| w.constant(graph, i));
-        if constants.is_err() || guarded(|| w.node(&header, graph.opset(), n)).is_err() {
+        if constants.is_err() || w.guarded_node(&header, graph.opset(), n).is_err() {
             break;
         }
         for o in n.output.iter().filter(|o| !o.is_empty()) {
@@ -118,15 +119,19 @@ fn onnx_type(t: DatumType) -> Option<DType> {
 }
 
 /// tract may panic on graphs it does not expect; that is an error of the model, not of this program.
-pub fn guarded<T>(f: impl FnOnce() -> TractResult<T>) -> TractResult<T> {
-    caught(f).unwrap_or_else(|panic| Err(format_err!("{panic}")))
+pub fn guarded<T>(doing: impl Into<Cow<'static, str>>, f: impl FnOnce() -> TractResult<T>) -> TractResult<T> {
+    caught(doing, f).unwrap_or_else(|panic| Err(format_err!("{panic}")))
+}
+
+fn told(n: &NodeProto) -> String {
+    let op = if n.domain().is_empty() { n.op_type().to_string() } else { format!("{}.{}", n.domain(), n.op_type()) };
+    let name = if n.name().is_empty() { n.output.first().map_or("", String::as_str) } else { n.name() };
+    format!("operator {op} (node `{name}`)")
 }
 
 fn unsupported(n: &NodeProto, e: &TractError) -> Error {
-    let op = if n.domain().is_empty() { n.op_type().to_string() } else { format!("{}.{}", n.domain(), n.op_type()) };
-    let name = if n.name().is_empty() { n.output.first().map_or("", String::as_str) } else { n.name() };
     Error::Unsupported {
-        what: format!("operator {op} (node `{name}`) cannot run: {e:#}"),
+        what: format!("{} cannot run: {e:#}", told(n)),
         hint: "convert the float model with `vedge convert`, which folds and rewrites what it can; \
                `vedge inspect MODEL` lists the operators"
             .into(),
@@ -176,7 +181,8 @@ impl Wiring<'_> {
             let tensor = tract_onnx::tensor::load_tensor(&*self.onnx.provider, &proto, None)?;
             self.model.add_const(name, tensor)
         };
-        let outlet = guarded(load).map_err(|e| Error::BadModel(format!("tensor `{name}`: {e:#}")))?;
+        let outlet = guarded(format!("loading tensor `{name}`"), load)
+            .map_err(|e| Error::BadModel(format!("tensor `{name}`: {e:#}")))?;
         self.values.insert(name.into(), outlet);
         Ok(())
     }
@@ -222,6 +228,10 @@ impl Wiring<'_> {
         let outlets = self.model.wire_node(output, op, &outlets).map_err(engine)?;
         self.values.insert(output.clone(), outlets[0]);
         Ok(())
+    }
+
+    fn guarded_node(&mut self, header: &pb::ModelProto, opset: i64, n: &NodeProto) -> TractResult<()> {
+        guarded(told(n), || self.node(header, opset, n))
     }
 
     fn node(&mut self, header: &pb::ModelProto, opset: i64, n: &NodeProto) -> TractResult<()> {

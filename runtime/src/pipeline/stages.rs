@@ -3,6 +3,7 @@
 use super::Notice;
 use super::mailbox::{Item, Mailbox};
 use crate::error::{Error, Result};
+use crate::guard::caught;
 use crate::preprocess::Preprocessor;
 use crate::source::{Frame, FrameSource};
 use ndarray::ArrayD;
@@ -147,7 +148,7 @@ pub fn prepare(mut how: Preprocessor, from: &Mailbox<Arrived>, out: &Mailbox<Pre
 fn tensor(how: &mut Preprocessor, frame: Arc<Frame>, captured: Instant) -> Result<Prepared> {
     let start = Instant::now();
     // a decoder's panic on bytes that it never met is that frame's loss
-    let attempt = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| frame.tensor(how)));
+    let attempt = caught("decoding a frame", || frame.tensor(how));
     let tensor = attempt.unwrap_or_else(|_| Err(Error::Picture("the decoder failed on this frame".into())))?;
     Ok(Prepared { frame, tensor, captured, preprocess: start.elapsed() })
 }

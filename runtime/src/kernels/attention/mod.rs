@@ -8,6 +8,7 @@ use super::rows::LANES;
 use super::{Kernels, MR_F32, NR};
 use crate::exec::{Exec, Scattered};
 use std::cell::RefCell;
+use std::ops::Range;
 
 /// A tensor `[batch][head][token][dim]` inside a larger one: element offset and strides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +95,7 @@ thread_local! {
 }
 
 /// Where heads write their parts of the output, which do not overlap.
-type Output = Scattered<f32>;
+pub(super) type Output = Scattered<f32>;
 
 impl Attention {
     /// Elements of the output.
@@ -113,22 +114,38 @@ impl Attention {
     /// When `out` is not [`Attention::output_len`] long or an input ends before its view. The output's strides must
     /// give each element one place, as the plan's check of operators makes sure.
     pub fn run(&self, exec: &Exec, inputs: &[&[f32]], out: &mut [f32]) {
-        let sizes = [self.batch, self.heads, self.queries, self.dim_v];
-        let last: usize = sizes.iter().zip(self.out).map(|(n, stride)| (n - 1) * stride).sum();
-        assert!(out.len() == self.output_len() && last < out.len());
+        self.check_output(out);
         let out = Scattered(out.as_mut_ptr());
         exec.each(self.batch * self.heads, &|i| {
-            SCRATCH.with_borrow_mut(|s| self.head(exec.kernels, inputs, i / self.heads, i % self.heads, &out, s));
+            let (b, h) = (i / self.heads, i % self.heads);
+            let head = Head { attention: self, kernels: exec.kernels, inputs, first: 0, b, h };
+            SCRATCH.with_borrow_mut(|s| head.run(&out, s));
         });
     }
 
-    fn head(&self, kernels: &Kernels, inputs: &[&[f32]], b: usize, h: usize, out: &Output, s: &mut Scratch) {
-        s.scores.resize(MR_F32 * self.keys.next_multiple_of(NR), 0.);
-        let head = Head { attention: self, kernels, inputs, b, h };
-        let done = self.integer && integer::run(&head, out, &mut s.integer, &mut s.scores);
-        if !done {
-            float::run(&head, out, &mut s.float, &mut s.scores);
-        }
+    /// Runs a part of the batch on the caller's thread; the inputs hold that part alone.
+    ///
+    /// # Panics
+    /// As [`Attention::run`]; the output must have been [checked](Attention::check_output).
+    pub(super) fn run_here(&self, kernels: &Kernels, inputs: &[&[f32]], part: Range<usize>, out: &Output) {
+        let first = part.start;
+        SCRATCH.with_borrow_mut(|s| {
+            for b in part {
+                for h in 0..self.heads {
+                    Head { attention: self, kernels, inputs, first, b, h }.run(out, s);
+                }
+            }
+        });
+    }
+
+    /// Makes sure that heads write inside the output.
+    ///
+    /// # Panics
+    /// When they would not.
+    pub(super) fn check_output(&self, out: &[f32]) {
+        let sizes = [self.batch, self.heads, self.queries, self.dim_v];
+        let last: usize = sizes.iter().zip(self.out).map(|(n, stride)| (n - 1) * stride).sum();
+        assert!(out.len() == self.output_len() && last < out.len());
     }
 }
 
@@ -137,15 +154,25 @@ struct Head<'a> {
     attention: &'a Attention,
     kernels: &'a Kernels,
     inputs: &'a [&'a [f32]],
+    /// Element of the batch that the inputs begin with.
+    first: usize,
     b: usize,
     h: usize,
 }
 
 impl Head<'_> {
+    fn run(&self, out: &Output, s: &mut Scratch) {
+        s.scores.resize(MR_F32 * self.attention.keys.next_multiple_of(NR), 0.);
+        let done = self.attention.integer && integer::run(self, out, &mut s.integer, &mut s.scores);
+        if !done {
+            float::run(self, out, &mut s.float, &mut s.scores);
+        }
+    }
+
     /// Where a tensor's part for this head begins, and the strides of token and dim.
     fn view(&self, v: &HeadView) -> (&[f32], [usize; 2]) {
         let [batch, head, token, dim] = v.strides;
-        (&self.inputs[v.input][v.offset + self.b * batch + self.h * head..], [token, dim])
+        (&self.inputs[v.input][v.offset + (self.b - self.first) * batch + self.h * head..], [token, dim])
     }
 
     /// Turns products of the queries from `m` on with all keys, in units of `step`, into exponentials; returns the factors

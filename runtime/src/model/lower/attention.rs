@@ -7,6 +7,7 @@ use super::{Fused, Lowered, Rewrites, fused_index};
 use crate::kernels::Kernels;
 use crate::kernels::attention::{Attention, Grids, HeadView, ScoreBias};
 use crate::kernels::requantize::Grid;
+use crate::kernels::windows::Windows;
 use crate::onnx::{DType, Graph, NodeProto, Uses, elements, shape_of};
 
 struct Found {
@@ -259,6 +260,29 @@ pub fn choose_integers(l: &mut Lowered, kernels: &Kernels) {
             a.integer = true;
         }
     }
+}
+
+/// Joins attention within windows with the linear layer that makes its queries, keys and values and nothing else.
+pub fn join_windows(l: &mut Lowered) {
+    let uses = l.uses();
+    let mut r = Rewrites::default();
+    for i in 0..l.graph.nodes.len() {
+        let n = &l.graph.nodes[i];
+        let Some(Fused::Attention(a)) = l.fused_of(n).filter(|_| n.input.len() == 1) else { continue };
+        let (value, attention) = (n.input_name(0), (**a).clone());
+        let Some(before) = uses.producer(value).filter(|_| uses.only_consumer(value).is_some()) else { continue };
+        let layer = &l.graph.nodes[before];
+        let Some(Fused::Linear(linear)) = l.fused_of(layer).filter(|_| layer.input.len() == 1) else { continue };
+        if attention.batch < 2 || linear.reads_whole() || !Windows::fit(linear, &attention) {
+            continue;
+        }
+        let (input, output) = (layer.input[0].clone(), n.output[0].clone());
+        let linear = l.take_linear(fused_index(&l.graph.nodes[before]).expect("linear"));
+        let windows = Fused::Windows(Box::new(Windows { linear, attention }));
+        let new = l.node(windows, &[&input], &output);
+        r.replace(&[before, i], new);
+    }
+    l.apply(r);
 }
 
 /// Whether a value is the output of an operator in integers, perhaps moved since.

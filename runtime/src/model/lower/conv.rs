@@ -71,11 +71,15 @@ pub fn run(l: &mut Lowered, kernels: &Kernels, per_token: bool) -> Result<()> {
         if let Some(note) = note {
             l.notes.insert(output.clone(), note);
         }
-        let fused = found.fuse(kernels, weight, quant, activation);
+        let patches = found.is_patches() && uses.producer(&input).is_none();
+        let fused = found.fuse(kernels, weight, quant, activation, patches);
         let mut new = vec![];
         let picture = |[h, w, c]: [usize; 3]| [1, h, w, c];
         let mut inputs = vec![];
-        for (value, shape) in [(Some(input), g.input), (residual, g.output)] {
+        if patches {
+            inputs.push(input.clone());
+        }
+        for (value, shape) in [((!patches).then_some(input), g.input), (residual, g.output)] {
             let Some(value) = value else { continue };
             let last = l.value(&format!("{value}.channels_last"), &picture(shape));
             new.push(NodeProto::of("Transpose", &[&value], &[&last], vec![attr::ints("perm", &TO_LAST)]));
@@ -124,7 +128,7 @@ pub fn join_bottlenecks(l: &mut Lowered) {
 fn bottleneck(l: &Lowered, uses: &Uses, first: usize) -> Option<([usize; 3], Option<String>)> {
     let node = |i: usize| &l.graph.nodes[i];
     let linear = |i: usize| match l.fused_of(node(i)) {
-        Some(Fused::Linear(l)) if !l.reads_whole() => Some(l),
+        Some(Fused::Linear(l)) if !l.reads_whole() && l.order.is_empty() => Some(l),
         _ => None,
     };
     let expand = linear(first).filter(|_| node(first).input.len() == 1)?;
@@ -210,15 +214,28 @@ fn found(g: &Graph, n: &NodeProto, weight: &Constant) -> std::result::Result<Fou
 }
 
 impl Found {
-    /// The operator: channels last, float in and out.
-    fn fuse(self, kernels: &Kernels, weight: Constant, quant: Option<InputQuant>, activation: Activation) -> Fused {
+    /// Whether it takes what the model is given as it is: patches that the picture is cut into.
+    fn is_patches(&self) -> bool {
+        let g = &self.geometry;
+        self.groups == 1 && g.stride == g.kernel && g.kernel != [1, 1] && g.pads == [0; 4] && g.dilation == [1, 1]
+    }
+
+    /// The operator: channels last (but for the input of `patches`), float in and out.
+    fn fuse(
+        self,
+        kernels: &Kernels,
+        weight: Constant,
+        quant: Option<InputQuant>,
+        activation: Activation,
+        patches: bool,
+    ) -> Fused {
         let Found { geometry, groups, bias } = self;
         let (taps, ic, oc) = (geometry.taps(), geometry.input[2] / groups, geometry.output[2]);
         let scales = |scale: &[f32]| -> Vec<f32> { (0..oc).map(|i| scale[i % scale.len()]).collect() };
         if groups == 1 {
-            // [oc][ic][tap] becomes [oc][tap][ic].
-            let at = |row: usize, i: usize| (row * ic + i % ic) * taps + i / ic;
+            // [oc][ic][tap] becomes [oc][tap][ic], but for patches.
             let k = taps * ic;
+            let at = |row: usize, i: usize| if patches { row * k + i } else { (row * ic + i % ic) * taps + i / ic };
             let weights = match (weight, quant) {
                 (Constant::I8 { values, scale, .. }, Some(quant)) => {
                     let rows: Vec<i8> = (0..values.len()).map(|i| values[at(i / k, i % k)]).collect();
@@ -229,11 +246,14 @@ impl Found {
                     Weights::F32(F32Weights::pack(oc, k, |row, i| values[at(row, i)]))
                 }
             };
-            let linear =
-                Linear { norm: None, factors: None, weights, bias: bias_panels(&bias), activation, then: vec![] };
+            let bias = bias_panels(&bias);
+            let linear = Linear { norm: None, factors: None, weights, bias, activation, then: vec![], order: vec![] };
             return match geometry.is_pointwise() {
                 true => Fused::Linear(Box::new(linear)),
-                false => Fused::Conv(Box::new(Conv { geometry, filter: Filter::Dense(linear) })),
+                false => {
+                    let filter = if patches { Filter::Patches(linear) } else { Filter::Dense(linear) };
+                    Fused::Conv(Box::new(Conv { geometry, filter }))
+                }
             };
         }
         let at = |i: usize| i % oc * taps + i / oc;

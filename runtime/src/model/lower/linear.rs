@@ -51,6 +51,7 @@ pub fn run(l: &mut Lowered, kernels: &Kernels, per_token: bool) -> Result<()> {
             bias: bias_panels(&found.bias),
             activation: found.activation,
             then: found.then,
+            order: vec![],
         };
         let new = l.node(Fused::Linear(Box::new(linear)), &inputs, &found.output);
         r.replace(&found.nodes, new);
@@ -334,6 +335,7 @@ pub fn join_pairs(l: &mut Lowered) {
             || m.input.get(1) == Some(&n.output[0])
             || is_integer(one) != is_integer(two)
             || two.reads_whole()
+            || !two.order.is_empty()
         {
             continue;
         }

@@ -10,6 +10,7 @@ mod elementwise;
 mod linear;
 mod merge;
 mod movement;
+mod order;
 mod pairs;
 mod requantize;
 mod table;
@@ -46,10 +47,12 @@ pub fn lower(graph: Graph, kernels: &Kernels, per_token: bool) -> Result<Lowered
     conv::run(&mut l, kernels, per_token)?;
     requantize::run(&mut l);
     movement::run(&mut l);
+    order::run(&mut l);
     conv::join_bottlenecks(&mut l);
     linear::absorb_norms(&mut l);
     linear::join_pairs(&mut l);
     attention::choose_integers(&mut l, kernels);
+    attention::join_windows(&mut l);
     Ok(l)
 }
 

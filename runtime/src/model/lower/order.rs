@@ -1,0 +1,364 @@
+//! Linear layers that read their rows in another order than they lie in: what movements of whole rows before a layer, or
+//! between it and a residual, become (windows of Swin and their shifts, the patches that MobileViT folds back).
+
+use super::{Fused, Lowered, Rewrites, fused_index};
+use crate::kernels::linear::Linear;
+use crate::onnx::{Graph, NodeProto, Uses};
+use ndarray::{ArrayD, Axis, Slice, concatenate};
+use std::collections::BTreeSet;
+
+/// Takes movements before layers, and those after them up to a residual: each output row is made of one input row, so
+/// that reading them in another order writes them in another order.
+pub fn run(l: &mut Lowered) {
+    let uses = l.uses();
+    let mut r = Rewrites::default();
+    for i in 0..l.graph.nodes.len() {
+        let Some(m) = residual(l, &uses, i).filter(|m| r.is_free(m.layer)) else { continue };
+        let layer = l.graph.nodes[m.layer].clone();
+        l.linear_of(&layer).order = m.order;
+        let output = l.graph.nodes[i].output[0].clone();
+        let input = vec![layer.input[0].clone(), m.other];
+        r.replace(&[m.layer, i], NodeProto { input, output: vec![output], ..layer });
+    }
+    l.apply(r);
+    let uses = l.uses();
+    for i in 0..l.graph.nodes.len() {
+        let n = &l.graph.nodes[i];
+        let Some(Fused::Linear(layer)) = l.fused_of(n) else { continue };
+        let Some(found) = rows(l, &uses, n.input_name(0), layer.k()) else { continue };
+        let Some(order) = found.order(&l.graph).filter(|o| !o.is_empty()) else { continue };
+        let node = n.clone();
+        let linear = l.linear_of(&node);
+        linear.order = match linear.order.as_slice() {
+            [] => order,
+            after => after.iter().map(|&row| order[row as usize]).collect(),
+        };
+        l.graph.nodes[i].input[0] = found.root;
+    }
+    l.graph.prune_unused();
+}
+
+impl Lowered {
+    /// The linear layer that a node stands for.
+    fn linear_of(&mut self, n: &NodeProto) -> &mut Linear {
+        match &mut self.fused[fused_index(n).expect("an operator of ours")] {
+            Fused::Linear(linear) => linear,
+            other => unreachable!("{} where a linear layer was found", other.class()),
+        }
+    }
+}
+
+/// A layer whose output is moved and added to something.
+struct Moved {
+    /// Node of the layer.
+    layer: usize,
+    /// Which of its rows each row of the sum is made of.
+    order: Vec<u32>,
+    /// What it is added to.
+    other: String,
+}
+
+/// The layer before the movements before an addition, node `add`.
+fn residual(l: &Lowered, uses: &Uses, add: usize) -> Option<Moved> {
+    let n = &l.graph.nodes[add];
+    if n.op_type() != "Add" || !n.domain().is_empty() {
+        return None;
+    }
+    n.input.iter().zip(n.input.iter().rev()).find_map(|(moved, other)| {
+        let width = *l.graph.shape(moved)?.last()?;
+        let rows = rows(l, uses, moved, width)?;
+        let order = rows.order(&l.graph)?;
+        let layer = uses.producer(&rows.root)?;
+        let before = &l.graph.nodes[layer];
+        let Some(Fused::Linear(linear)) = l.fused_of(before) else { return None };
+        let all = |value: &str, users: &dyn Fn(usize) -> bool| {
+            !uses.is_output(value) && uses.consumers(value).iter().all(|&u| users(u))
+        };
+        // Nothing else may see what was not added yet.
+        let hidden = all(&rows.root, &|u| rows.nodes.contains(&u))
+            && rows
+                .nodes
+                .iter()
+                .flat_map(|&i| &l.graph.nodes[i].output)
+                .all(|o| all(o, &|u| rows.nodes.contains(&u) || (u == add && o == moved)));
+        // An addition of two equal shapes, of a layer that adds nothing yet.
+        let fits = super::linear::is_residual(&l.graph, other, moved)
+            && l.graph.shape(other) == l.graph.shape(&n.output[0])
+            && before.input.len() == 1
+            && linear.then.is_empty()
+            && moved != other;
+        (hidden && fits).then(|| Moved { layer, order, other: other.clone() })
+    })
+}
+
+/// A value `[…][width]` whose rows are rows of another one.
+struct Rows {
+    /// The other value.
+    root: String,
+    /// Which of its rows, by the axes before the last.
+    index: ArrayD<u32>,
+    /// The nodes between the two.
+    nodes: BTreeSet<usize>,
+}
+
+impl Rows {
+    /// Which rows of the root they are, none where all lie in the same order; `None` unless each row is there once.
+    fn order(&self, g: &Graph) -> Option<Vec<u32>> {
+        let n = self.index.len();
+        let shape = g.shape(&self.root).filter(|_| !g.initializers.contains_key(&self.root))?;
+        let whole = shape.split_last().is_some_and(|(_, leading)| leading.iter().product::<usize>() == n);
+        let mut seen = vec![false; n];
+        let mut first = |row: u32| seen.get_mut(row as usize).is_some_and(|s| !std::mem::replace(s, true));
+        let once = whole && self.index.iter().all(|&row| first(row));
+        let same = self.index.iter().enumerate().all(|(i, &row)| i == row as usize);
+        once.then(|| if same { vec![] } else { self.index.iter().copied().collect() })
+    }
+}
+
+/// Traces the rows of a value back as far as they stay whole; `None` where its last axis is not `width` long.
+fn rows(l: &Lowered, uses: &Uses, value: &str, width: usize) -> Option<Rows> {
+    let shape = l.graph.shape(value)?;
+    let (&last, leading) = shape.split_last()?;
+    if last != width || !(1..1 << 31).contains(&shape.iter().product::<usize>()) {
+        return None;
+    }
+    Some(moved(l, uses, value, leading, width).unwrap_or_else(|| {
+        let n = leading.iter().product::<usize>() as u32;
+        let index = ArrayD::from_shape_vec(leading, (0..n).collect()).expect("as many as there are");
+        Rows { root: value.into(), index, nodes: BTreeSet::new() }
+    }))
+}
+
+/// As [`rows`], through at least one node; `leading` are the axes of the value but the last.
+fn moved(l: &Lowered, uses: &Uses, value: &str, leading: &[usize], width: usize) -> Option<Rows> {
+    let at = uses.producer(value)?;
+    let n = &l.graph.nodes[at];
+    let mut inputs = vec![];
+    let traced = if n.op_type() == "Concat" && n.domain().is_empty() { n.input.len() } else { 1 };
+    for input in n.input.iter().take(traced) {
+        inputs.push(rows(l, uses, input, width)?);
+    }
+    let mut nodes = BTreeSet::from([at]);
+    inputs.iter_mut().for_each(|i| nodes.append(&mut i.nodes));
+    let [Rows { root, index, .. }, others @ ..] = inputs.as_slice() else { return None };
+    let axis = |a: i64| {
+        usize::try_from(if a < 0 { a + index.ndim() as i64 + 1 } else { a }).ok().filter(|&a| a < index.ndim())
+    };
+    let index = match (l.fused_of(n), n.op_type()) {
+        (Some(Fused::Copy(copy)), _) => {
+            let places = copy.rows(width)?;
+            let flat: Vec<u32> = index.iter().copied().collect();
+            let index = places.into_iter().map(|p| flat.get(p).copied()).collect::<Option<_>>()?;
+            ArrayD::from_shape_vec(leading, index).ok()?
+        }
+        (None, "Identity" | "Reshape" | "Squeeze" | "Unsqueeze" | "Flatten") if n.domain().is_empty() => {
+            ArrayD::from_shape_vec(leading, index.iter().copied().collect()).ok()?
+        }
+        (None, "Transpose") if n.domain().is_empty() => {
+            let (&last, perm) = n.ints("perm")?.split_last()?;
+            let perm: Vec<usize> = perm.iter().map(|&p| axis(p)).collect::<Option<_>>()?;
+            (last == perm.len() as i64 && perm.len() == index.ndim())
+                .then(|| index.view().permuted_axes(perm).to_owned())?
+        }
+        (None, "Concat") if n.domain().is_empty() => {
+            let axis = axis(n.int("axis", 0))?;
+            if others.iter().any(|o| o.root != *root) {
+                return None;
+            }
+            let parts: Vec<_> = inputs.iter().map(|i| i.index.view()).collect();
+            concatenate(Axis(axis), &parts).ok()?
+        }
+        (None, "Slice") if n.domain().is_empty() => {
+            let (starts, ends) = (l.graph.const_i64(n.input_name(1))?, l.graph.const_i64(n.input_name(2))?);
+            let axes = match n.input_name(3) {
+                "" => (0..starts.len() as i64).collect(),
+                a => l.graph.const_i64(a)?,
+            };
+            let steps = match n.input_name(4) {
+                "" => vec![1; starts.len()],
+                s => l.graph.const_i64(s)?,
+            };
+            let mut part = index.view();
+            for (((start, end), a), step) in starts.into_iter().zip(ends).zip(axes).zip(steps) {
+                let axis = axis(a).filter(|_| step > 0)?;
+                let size = part.shape()[axis] as i64;
+                let [start, end] = [start, end].map(|i| if i < 0 { i + size } else { i }.clamp(0, size) as isize);
+                part.slice_axis_inplace(Axis(axis), Slice::new(start, Some(end.max(start)), step as isize));
+            }
+            part.to_owned()
+        }
+        _ => return None,
+    };
+    (index.shape() == leading).then(|| Rows { root: root.clone(), index, nodes })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::card::SelfTest;
+    use crate::model::plan::How;
+    use crate::onnx::proto::OperatorSetIdProto;
+    use crate::onnx::{DType, ModelProto, attr, f32_tensor, i64_tensor, value_info};
+    use crate::{Options, Session};
+    use prost::Message;
+
+    /// A graph that is written node by node.
+    struct Builder(Graph);
+
+    impl Builder {
+        fn new() -> Builder {
+            let opset = OperatorSetIdProto { version: Some(17), ..Default::default() };
+            let header = ModelProto {
+                ir_version: Some(8),
+                opset_import: vec![opset],
+                graph: Some(Default::default()),
+                ..Default::default()
+            };
+            Builder(Graph::decode(header.encode_to_vec().into(), None).unwrap())
+        }
+
+        /// Adds a node; returns its output.
+        fn node(
+            &mut self,
+            op: &str,
+            inputs: &[&str],
+            attributes: Vec<crate::onnx::AttributeProto>,
+            shape: &[usize],
+        ) -> String {
+            let name = format!("v{}", self.0.nodes.len());
+            self.0.nodes.push(NodeProto::of(op, inputs, &[&name], attributes));
+            self.0.value_info.insert(name.clone(), value_info(&name, DType::Float, shape));
+            name
+        }
+
+        fn floats(&mut self, shape: &[usize]) -> String {
+            let name = self.0.fresh("f");
+            let values = SelfTest::input(self.0.initializers.len() as u64, shape.iter().product());
+            self.0.initializers.insert(name.clone(), f32_tensor(&name, shape, &values));
+            name
+        }
+
+        fn ints(&mut self, values: &[i64]) -> String {
+            let name = self.0.fresh("i");
+            self.0.initializers.insert(name.clone(), i64_tensor(&name, &[values.len()], values));
+            name
+        }
+
+        fn reshape(&mut self, x: &str, shape: &[usize]) -> String {
+            let to = self.ints(&shape.iter().map(|&d| d as i64).collect::<Vec<_>>());
+            self.node("Reshape", &[x, &to], vec![], shape)
+        }
+
+        fn transpose(&mut self, x: &str, perm: &[i64], shape: &[usize]) -> String {
+            self.node("Transpose", &[x], vec![attr::ints("perm", perm)], shape)
+        }
+
+        fn layer(&mut self, x: &str, shape: &[usize], n: usize) -> String {
+            let (&k, leading) = shape.split_last().unwrap();
+            let (w, b, shape) = (self.floats(&[k, n]), self.floats(&[n]), [leading, &[n]].concat());
+            let y = self.node("MatMul", &[x, &w], vec![], &shape);
+            self.node("Add", &[&y, &b], vec![], &shape)
+        }
+
+        /// Shifts a picture `[1][4][6][8]` along an axis.
+        fn roll(&mut self, x: &str, axis: usize, by: usize) -> String {
+            let shape = [1, 4, 6, 8];
+            let mut parts = vec![];
+            for (from, to) in [(by, shape[axis]), (0, by)] {
+                let [from, to, axes] = [from as i64, to as i64, axis as i64].map(|v| self.ints(&[v]));
+                let mut part = shape;
+                part[axis] = if parts.is_empty() { shape[axis] - by } else { by };
+                parts.push(self.node("Slice", &[x, &from, &to, &axes], vec![], &part));
+            }
+            self.node("Concat", &[&parts[0], &parts[1]], vec![attr::int("axis", axis as i64)], &shape)
+        }
+
+        fn finish(mut self, shape: &[usize]) -> Graph {
+            let y = self.0.nodes.last().unwrap().output[0].clone();
+            self.0.inputs.push(value_info("x", DType::Float, &[1, 4, 6, 8]));
+            self.0.outputs.push(value_info(&y, DType::Float, shape));
+            self.0
+        }
+    }
+
+    /// Attention in windows of 2 × 3 of a picture of 4 × 6 that is shifted before and back after it, and its residual.
+    fn shifted_windows() -> Graph {
+        let mut b = Builder::new();
+        let (gamma, beta) = (b.floats(&[8]), b.floats(&[8]));
+        let x = b.node("LayerNormalization", &["x", &gamma, &beta], vec![attr::int("axis", -1)], &[1, 4, 6, 8]);
+        let x = b.roll(&x, 1, 1);
+        let x = b.roll(&x, 2, 2);
+        let x = b.reshape(&x, &[1, 2, 2, 2, 3, 8]);
+        let x = b.transpose(&x, &[0, 1, 3, 2, 4, 5], &[1, 2, 2, 2, 3, 8]);
+        let x = b.reshape(&x, &[4, 6, 8]);
+        let qkv = b.layer(&x, &[4, 6, 8], 24);
+        let qkv = b.reshape(&qkv, &[4, 6, 3, 2, 4]);
+        let qkv = b.transpose(&qkv, &[2, 0, 3, 1, 4], &[3, 4, 2, 6, 4]);
+        let [q, k, v] = [0, 1, 2].map(|i| {
+            let at = b.0.fresh("g");
+            b.0.initializers.insert(at.clone(), i64_tensor(&at, &[], &[i]));
+            b.node("Gather", &[&qkv, &at], vec![attr::int("axis", 0)], &[4, 2, 6, 4])
+        });
+        let k = b.transpose(&k, &[0, 1, 3, 2], &[4, 2, 4, 6]);
+        let scores = b.node("MatMul", &[&q, &k], vec![], &[4, 2, 6, 6]);
+        let p = b.node("Softmax", &[&scores], vec![attr::int("axis", -1)], &[4, 2, 6, 6]);
+        let y = b.node("MatMul", &[&p, &v], vec![], &[4, 2, 6, 4]);
+        let y = b.transpose(&y, &[0, 2, 1, 3], &[4, 6, 2, 4]);
+        let y = b.reshape(&y, &[4, 6, 8]);
+        let y = b.layer(&y, &[4, 6, 8], 8);
+        let y = b.reshape(&y, &[1, 2, 2, 2, 3, 8]);
+        let y = b.transpose(&y, &[0, 1, 3, 2, 4, 5], &[1, 2, 2, 2, 3, 8]);
+        let y = b.reshape(&y, &[1, 4, 6, 8]);
+        let y = b.roll(&y, 2, 4);
+        let y = b.roll(&y, 1, 3);
+        b.node("Add", &["x", &y], vec![], &[1, 4, 6, 8]);
+        b.finish(&[1, 4, 6, 8])
+    }
+
+    /// Classes of what runs, but for what only renames data.
+    fn agrees_with_tract(g: &Graph) -> Vec<String> {
+        let x = ArrayD::from_shape_vec(vec![1, 4, 6, 8], SelfTest::input(99, 192)).unwrap();
+        let run = |options: Options| {
+            let mut session = Session::from_graph(g.clone(), &options).unwrap();
+            (session.run(std::slice::from_ref(&x)).unwrap().remove(0), session)
+        };
+        let (want, _) = run(Options { fuse: false, ..Options::default() });
+        let mut classes = vec![];
+        for threads in [1, 2, 8] {
+            let (got, session) = run(Options { threads, ..Options::default() });
+            let worst = got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0., f32::max);
+            assert!(worst < 1e-4, "{worst} with {threads} threads");
+            let runs = session.plan().iter().filter(|l| l.how != How::Layout);
+            classes = runs.map(|l| l.class.clone()).collect();
+        }
+        classes
+    }
+
+    #[test]
+    fn shifted_windows_are_no_copies() {
+        assert_eq!(agrees_with_tract(&shifted_windows()), ["windows", "linear"]);
+    }
+
+    #[test]
+    fn what_others_see_is_moved_for_them() {
+        // The moved value is a second output: the layer must not add the residual to it.
+        let mut b = Builder::new();
+        let y = b.layer("x", &[1, 4, 6, 8], 8);
+        let y = b.roll(&y, 1, 1);
+        let z = b.node("Add", &["x", &y], vec![], &[1, 4, 6, 8]);
+        b.node("Mul", &[&z, &y], vec![], &[1, 4, 6, 8]);
+        let classes = agrees_with_tract(&b.finish(&[1, 4, 6, 8]));
+        assert!(classes.contains(&"Add".to_string()), "{classes:?}");
+    }
+
+    #[test]
+    fn rows_that_are_missing_are_no_order() {
+        let mut b = Builder::new();
+        let [from, to, axes] = [1, 3, 1].map(|v| b.ints(&[v]));
+        let y = b.node("Slice", &["x", &from, &to, &axes], vec![], &[1, 2, 6, 8]);
+        let y = b.node("Concat", &[&y, &y], vec![attr::int("axis", 1)], &[1, 4, 6, 8]);
+        let y = b.layer(&y, &[1, 4, 6, 8], 8);
+        b.node("Relu", &[&y], vec![], &[1, 4, 6, 8]);
+        agrees_with_tract(&b.finish(&[1, 4, 6, 8]));
+    }
+}
