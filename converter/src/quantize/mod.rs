@@ -277,8 +277,8 @@ pub fn quantize(
 }
 
 /// Best first; on a tie the first tried, which does less, stays first. A portable one that is good comes before all, since static
-/// activations are faster and run everywhere, rather one with nothing in float; of a hybrid with depthwise convolutions only such
-/// a one, whose bottlenecks run as one operator. Else a portable one that is hardly worse than the best, and of those one with
+/// activations are faster and run everywhere, rather one with nothing in float: of a hybrid with depthwise convolutions the
+/// bottlenecks then run as one operator. Else a portable one that is hardly worse than the best, and of those one with
 /// symmetric ranges, which every engine takes.
 fn rank(tried: &mut [Attempt]) {
     let sqnr = |a: &Attempt| a.candidate.effect.sqnr;
@@ -288,11 +288,10 @@ fn rank(tried: &mut [Attempt]) {
     let is_static = |a: &Attempt| a.candidate.activations == Activations::Static;
     let good = |a: &Attempt| is_static(a) && sqnr(a) >= if hybrid { GOOD_HYBRID_DB } else { GOOD_DB };
     let whole = |a: &Attempt| good(a) && a.spared.is_empty();
-    let fast = |a: &Attempt| good(a) && !hybrid;
     let portable = |a: &Attempt| is_static(a) && sqnr(a) >= least;
     let everywhere = |a: &Attempt| portable(a) && a.candidate.symmetric == a.candidate.ranges;
     let first = |which: &dyn Fn(&Attempt) -> bool| tried.iter().position(which);
-    let ways: [&dyn Fn(&Attempt) -> bool; 4] = [&whole, &fast, &everywhere, &portable];
+    let ways: [&dyn Fn(&Attempt) -> bool; 4] = [&whole, &good, &everywhere, &portable];
     if let Some(at) = ways.into_iter().find_map(first) {
         tried[..=at].rotate_right(1);
     }

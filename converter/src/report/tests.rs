@@ -30,7 +30,7 @@ fn the_report_measures_and_the_page_holds_it() {
     assert!(a.agreement.value > 0.9 && a.sqnr_db > 30.0, "{a:?}");
     assert!((a.shift.shares.iter().sum::<f64>() - 1.0).abs() < 1e-9);
     // Every integer layer, with a finite noise that is not none, and its effect alone.
-    assert_eq!(r.layers.len(), 32);
+    assert_eq!(r.layers.len(), 35);
     for l in &r.layers {
         assert!((15.0..90.0).contains(&l.input_sqnr), "{l:?}");
         assert!((15.0..90.0).contains(&l.output_sqnr), "{l:?}");
