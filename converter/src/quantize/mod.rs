@@ -276,6 +276,18 @@ pub fn quantize(
     Ok(Quantized { graph, activations, layers, skipped, candidates, effect: Some(effect), ground: chosen.float, alone })
 }
 
+impl Attempt {
+    fn is_static(&self) -> bool {
+        self.candidate.activations == Activations::Static
+    }
+
+    /// Whether it has static activations and its answers are nearly those of the float model.
+    fn is_good(&self) -> bool {
+        let hybrid = self.layers.iter().any(|l| l.class == "depthwise conv");
+        self.is_static() && self.candidate.effect.sqnr >= if hybrid { GOOD_HYBRID_DB } else { GOOD_DB }
+    }
+}
+
 /// Best first; on a tie the first tried, which does less, stays first. A portable one that is good comes before all, since static
 /// activations are faster and run everywhere, rather one with nothing in float: of a hybrid with depthwise convolutions the
 /// bottlenecks then run as one operator. Else a portable one that is hardly worse than the best, and of those one with
@@ -284,14 +296,11 @@ fn rank(tried: &mut [Attempt]) {
     let sqnr = |a: &Attempt| a.candidate.effect.sqnr;
     tried.sort_by(|a, b| sqnr(b).total_cmp(&sqnr(a)));
     let least = sqnr(&tried[0]) - MEANINGFUL_DB;
-    let hybrid = tried[0].layers.iter().any(|l| l.class == "depthwise conv");
-    let is_static = |a: &Attempt| a.candidate.activations == Activations::Static;
-    let good = |a: &Attempt| is_static(a) && sqnr(a) >= if hybrid { GOOD_HYBRID_DB } else { GOOD_DB };
-    let whole = |a: &Attempt| good(a) && a.spared.is_empty();
-    let portable = |a: &Attempt| is_static(a) && sqnr(a) >= least;
+    let whole = |a: &Attempt| a.is_good() && a.spared.is_empty();
+    let portable = |a: &Attempt| a.is_static() && sqnr(a) >= least;
     let everywhere = |a: &Attempt| portable(a) && a.candidate.symmetric == a.candidate.ranges;
     let first = |which: &dyn Fn(&Attempt) -> bool| tried.iter().position(which);
-    let ways: [&dyn Fn(&Attempt) -> bool; 4] = [&whole, &good, &everywhere, &portable];
+    let ways: [&dyn Fn(&Attempt) -> bool; 4] = [&whole, &Attempt::is_good, &everywhere, &portable];
     if let Some(at) = ways.into_iter().find_map(first) {
         tried[..=at].rotate_right(1);
     }

@@ -21,17 +21,20 @@ const FEW: usize = 4;
 
 impl Search<'_> {
     /// Adds to the attempts the best one with small layers left in float, and then the same of the other kind of
-    /// activations, where that is near enough to catch up.
+    /// activations, where that is near enough to catch up or, being static, may become good. Nothing where one is good as it is.
     ///
     /// # Errors
     /// Those of running candidates.
     pub fn spare_best(&self, tried: &mut Vec<Attempt>) -> Result<()> {
+        if tried.iter().any(Attempt::is_good) {
+            return Ok(());
+        }
         let first = best(tried);
         let kind = first.candidate.activations;
         let spared = self.spare(first)?;
         tried.extend(spared);
         let other = tried.iter().filter(|a| a.candidate.activations != kind).reduce(better);
-        if let Some(other) = other.filter(|o| o.candidate.effect.sqnr >= hopeless(tried)) {
+        if let Some(other) = other.filter(|o| o.is_static() || o.candidate.effect.sqnr >= hopeless(tried)) {
             let spared = self.spare(other)?;
             tried.extend(spared);
         }

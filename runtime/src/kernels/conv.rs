@@ -152,13 +152,20 @@ impl Geometry {
             let corner = (first + p) / width * self.stride[0] * w + (first + p) % width * self.stride[1];
             for (i, taps) in row[..self.input[2] * kh * kw].chunks_exact_mut(kw).enumerate() {
                 let from = &planes[i / kh * h * w + i % kh * w + corner..][..kw];
-                // A length that the compiler knows spares most patches, of 4, 8 or 16 pixels, a call each time.
-                let (from, taps) = (from.as_chunks::<4>(), taps.as_chunks_mut::<4>());
-                taps.0.copy_from_slice(from.0);
-                taps.1.iter_mut().zip(from.1).for_each(|(to, from)| *to = *from);
+                // A length that the compiler knows spares most patches a call each time.
+                match kw {
+                    4 => copy::<T, 4>(from, taps),
+                    8 => copy::<T, 8>(from, taps),
+                    16 => copy::<T, 16>(from, taps),
+                    _ => taps.copy_from_slice(from),
+                }
             }
         }
     }
+}
+
+fn copy<T: Copy, const N: usize>(from: &[T], to: &mut [T]) {
+    *to.first_chunk_mut::<N>().expect("so many pixels") = *from.first_chunk().expect("so many pixels");
 }
 
 impl Conv {

@@ -40,7 +40,7 @@ impl Copy {
     /// Which rows of `width` elements of the input the rows of the output are; `None` where rows do not stay whole.
     pub fn rows(&self, width: usize) -> Option<Vec<usize>> {
         let (&(run, 1), outer) = self.axes.split_last()? else { return None };
-        let whole = outer.iter().all(|a| a.1 % width == 0) && run % width == 0 && self.offset % width == 0;
+        let whole = outer.iter().map(|a| a.1).chain([run, self.offset]).all(|n| n.is_multiple_of(width));
         let mut rows = vec![self.offset / width];
         for (n, stride) in outer.iter().map(|&(n, s)| (n, s / width)).chain([(run / width, 1)]) {
             rows = rows.iter().flat_map(|row| (0..n).map(move |i| row + i * stride)).collect();

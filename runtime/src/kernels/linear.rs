@@ -439,6 +439,7 @@ unsafe fn integer_panels(
         quants: rows.quants,
         panel,
         bias: &bias[panels.start],
+        next: &weights.panels[panels.end..weights.panels.len().min(panels.end + panels.len())],
         second: (panels.len() == 2).then(|| (&weights.panels[panels.start + 1], &bias[panels.start + 1])),
         activation,
         target,

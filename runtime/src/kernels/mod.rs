@@ -125,6 +125,8 @@ pub struct PanelJob<'a> {
     /// For kernels that take [pairs](Kernels::pairs): the panel and bias of the next [`NR`] columns; the target then has as
     /// many for each of them.
     pub second: Option<(&'a I8Panel, &'a [f32; NR])>,
+    /// The panels that come after: a kernel may fetch them while it computes.
+    pub next: &'a [I8Panel],
     /// Function after the bias.
     pub activation: Activation,
     /// Where finished rows go.

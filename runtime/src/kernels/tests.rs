@@ -162,6 +162,7 @@ fn panels_finish_their_rows() {
                         quants,
                         panel: &one.panels[0],
                         bias: &[0.25; NR],
+                        next: &[],
                         second: None,
                         activation,
                         target: Target {

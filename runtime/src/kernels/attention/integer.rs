@@ -46,6 +46,7 @@ pub fn run(head: &Head, out: &Output, s: &mut Scratch, scores: &mut [f32]) -> bo
     };
     pack_values(&s.rows, nk, a.dim_v, &mut s.values);
     s.probabilities.resize(MR_F32 * padded, 0);
+    let mut tile = [[0.; NR]; MR_F32];
     for m in (0..nq).step_by(MR_F32) {
         // Past the end, the last row again.
         let q = std::array::from_fn(|i| s.queries[(m + i).min(nq - 1) * 2 * pairs..].as_ptr());
@@ -60,15 +61,13 @@ pub fn run(head: &Head, out: &Output, s: &mut Scratch, scores: &mut [f32]) -> bo
                 grid.round_product(head.kernels, scores, *factor);
                 (scale, *factor) = (1. / grid.scale, 1.);
             }
-            // SAFETY: `kernels` came from `available`.
+            // SAFETY: `kernels` came from `available`. What comes after the row's end meets zeros in the values.
             unsafe { (head.kernels.rows.round_i16)(scores, scale, p) };
-            p[nk..].fill(0);
             *factor *= v_step / scale;
         }
         let p = std::array::from_fn(|i| s.probabilities[i * padded..].as_ptr());
         let steps = nk.div_ceil(2);
         for (c, panel) in s.values.chunks_exact(steps).enumerate() {
-            let mut tile = [[0.; NR]; MR_F32];
             multiply(tile_i16, &p, steps, panel, tile.as_flattened_mut(), NR);
             head.write(out, m, c * NR, &tile, &factors);
         }
@@ -126,7 +125,9 @@ fn integers(
     for (t, out) in room(out, n * stride).chunks_exact_mut(stride).enumerate() {
         // SAFETY: as above.
         unsafe { (rows.round_i16)(&x[t * token..][..width], 1. / step, &mut out[..width]) };
-        out[width..].fill(0);
+        if width % 2 == 1 {
+            out[width] = 0;
+        }
     }
     Some(step)
 }

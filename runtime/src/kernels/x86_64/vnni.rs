@@ -151,18 +151,40 @@ unsafe fn blocks<const P: usize>(
     start: [__m512i; P],
     finish: impl Fn(usize, usize, __m512i) -> __m512 + Copy,
 ) {
-    let rows = job.target.rows.next_multiple_of(MR_I8);
+    let rows = job.target.rows;
     let mut m = 0;
-    // SAFETY: the caller's contract; no block reaches past the padded rows.
+    // SAFETY: the caller's contract; no block reaches past the rows.
     unsafe {
         while m + BLOCK <= rows {
+            fetch(job.next, m, rows);
             block::<BLOCK, P>(job, m, weights, start, finish);
             m += BLOCK;
         }
+        if m + 8 <= rows {
+            block::<8, P>(job, m, weights, start, finish);
+            m += 8;
+        }
+        if m + 4 <= rows {
+            block::<4, P>(job, m, weights, start, finish);
+            m += 4;
+        }
         match rows - m {
-            8 => block::<8, P>(job, m, weights, start, finish),
-            4 => block::<4, P>(job, m, weights, start, finish),
+            3 => block::<3, P>(job, m, weights, start, finish),
+            2 => block::<2, P>(job, m, weights, start, finish),
+            1 => block::<1, P>(job, m, weights, start, finish),
             _ => {}
+        }
+    }
+}
+
+/// Brings the part of the next panels that falls to the rows from `m` on of `rows` into the second-level cache.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
+fn fetch(next: &[I8Panel], m: usize, rows: usize) {
+    for panel in next {
+        let all = groups(panel);
+        for group in &all[all.len() * m / rows..(all.len() * (m + BLOCK) / rows).min(all.len())] {
+            _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(group).cast());
         }
     }
 }
@@ -170,7 +192,7 @@ unsafe fn blocks<const P: usize>(
 /// `M` rows from row `m` on.
 ///
 /// # Safety
-/// See [`Kernels::panel_i8`]; there must be so many rows, padding included.
+/// See [`Kernels::panel_i8`]; there must be so many rows.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
 unsafe fn block<const M: usize, const P: usize>(
@@ -187,7 +209,7 @@ unsafe fn block<const M: usize, const P: usize>(
         let acc: [[_; P]; M] = multiply(pointers[0], job.stride, weights, start);
         // Row by row in the source, so that the sums stay in their registers: a loop would index them in memory.
         macro_rules! rows {
-            ($($i:literal)*) => { $(if $i < M && $i < target.rows {
+            ($($i:literal)*) => { $(if $i < M {
                 for p in 0..P {
                     let mut y = finish(m + $i, p, acc[$i % M][p]);
                     let at = $i * target.stride + p * NR;
