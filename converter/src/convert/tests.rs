@@ -144,7 +144,8 @@ fn the_card_says_how_near_int8_is_to_float() {
     for number in [portable, cpu] {
         assert!(note.contains(&format!("({number:.1} dB)")), "{note}");
     }
-    assert_eq!(c.card.activations == Activations::PerToken, cpu > portable + 1.0, "{note}");
+    // Row by row only where that is meaningfully nearer; a portable file that is good is taken all the same.
+    assert!(c.card.activations == Activations::Static || cpu > portable + 1.0, "{note}");
 }
 
 #[test]
