@@ -135,7 +135,7 @@ impl Geometry {
             for (ky, taps) in row.chunks_mut(self.kernel[1] * c).take(self.kernel[0]).enumerate() {
                 let at = at + ky * self.dilation[0] * line;
                 if self.dilation[1] == 1 {
-                    taps.copy_from_slice(&canvas[at..at + taps.len()]);
+                    copy_known(&canvas[at..at + taps.len()], taps);
                     continue;
                 }
                 for (kx, tap) in taps.chunks_exact_mut(c).enumerate() {
@@ -152,20 +152,25 @@ impl Geometry {
             let corner = (first + p) / width * self.stride[0] * w + (first + p) % width * self.stride[1];
             for (i, taps) in row[..self.input[2] * kh * kw].chunks_exact_mut(kw).enumerate() {
                 let from = &planes[i / kh * h * w + i % kh * w + corner..][..kw];
-                // A length that the compiler knows spares most patches a call each time.
-                match kw {
-                    4 => copy::<T, 4>(from, taps),
-                    8 => copy::<T, 8>(from, taps),
-                    16 => copy::<T, 16>(from, taps),
-                    _ => taps.copy_from_slice(from),
-                }
+                copy_known(from, taps);
             }
         }
     }
 }
 
-fn copy<T: Copy, const N: usize>(from: &[T], to: &mut [T]) {
-    *to.first_chunk_mut::<N>().expect("so many pixels") = *from.first_chunk().expect("so many pixels");
+/// Copies elements; lengths of the usual patches and of a first convolution are known to the compiler, which spares a call.
+fn copy_known<T: Copy>(from: &[T], to: &mut [T]) {
+    fn copy<T: Copy, const N: usize>(from: &[T], to: &mut [T]) {
+        *to.first_chunk_mut::<N>().expect("as long") = *from.first_chunk().expect("as long");
+    }
+    match to.len() {
+        4 => copy::<T, 4>(from, to),
+        8 => copy::<T, 8>(from, to),
+        // Three pixels of three channels.
+        9 => copy::<T, 9>(from, to),
+        16 => copy::<T, 16>(from, to),
+        _ => to.copy_from_slice(from),
+    }
 }
 
 impl Conv {
@@ -366,6 +371,7 @@ mod tests {
                         Filter::Dense(Linear {
                             norm: None,
                             factors: None,
+                            table: None,
                             weights,
                             bias: bias_panels(&bias),
                             activation,
@@ -408,8 +414,16 @@ mod tests {
                 };
                 let bias = bias_panels(&SelfTest::input(4, oc));
                 let activation = Activation::None;
-                let linear =
-                    Linear { norm: None, factors: None, weights, bias, activation, then: vec![], order: vec![] };
+                let linear = Linear {
+                    norm: None,
+                    factors: None,
+                    table: None,
+                    weights,
+                    bias,
+                    activation,
+                    then: vec![],
+                    order: vec![],
+                };
                 let filter = if patches { Filter::Patches(linear) } else { Filter::Dense(linear) };
                 let mut out = vec![f32::NAN; rows * columns * oc];
                 Conv { geometry, filter }.run(&exec, x, &mut out);

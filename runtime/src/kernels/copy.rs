@@ -66,9 +66,8 @@ impl Copy {
                 let one: usize = inner.iter().map(|a| a.0).product();
                 let few = out.len().div_ceil(one * exec.threads()).max(1);
                 exec.chunks(out, few * one, &|i, out| {
-                    for (j, out) in out.chunks_mut(one).enumerate() {
-                        nested(&x[self.offset + (i * few + j) * stride..], inner, out);
-                    }
+                    let axes = [&[(out.len() / one, *stride)], inner].concat();
+                    nested(&x[self.offset + i * few * stride..], &axes, out);
                 });
             }
         }

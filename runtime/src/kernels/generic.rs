@@ -104,7 +104,8 @@ pub unsafe fn tile_f32_of<const FMA: bool>(
 macro_rules! row_fns {
     ($fma:literal $(, $feature:literal)?) => {
         pub(super) const ROWS: RowFns = RowFns {
-            range, quantize, magnitude, round_i16, layer_norm, finish_f32, activate, round, add, exponentials, depthwise_i8, depthwise_f32,
+            range, quantize, codes, lookup, lookup_sum, magnitude, round_i16, layer_norm, finish_f32, activate, round, add, exponentials,
+            depthwise_i8, depthwise_f32,
         };
         $(#[target_feature(enable = $feature)])?
         fn range(x: &[f32]) -> (f32, f32) {
@@ -113,6 +114,18 @@ macro_rules! row_fns {
         $(#[target_feature(enable = $feature)])?
         fn quantize(x: &[f32], inverse: f32, zero: f32, flip: u8, out: &mut [u8]) {
             rows::quantize(x, inverse, zero, flip, out);
+        }
+        $(#[target_feature(enable = $feature)])?
+        fn codes(sums: &$crate::kernels::rows::Products, factor: f32, zero: f32, out: &mut [u8]) {
+            rows::codes(sums, factor, zero, out);
+        }
+        $(#[target_feature(enable = $feature)])?
+        fn lookup(table: &[u8; 256], x: &mut [u8]) {
+            rows::lookup(table, x);
+        }
+        $(#[target_feature(enable = $feature)])?
+        fn lookup_sum(table: &[u8; 256], x: &[u8]) -> u32 {
+            rows::lookup_sum(table, x)
         }
         $(#[target_feature(enable = $feature)])?
         fn magnitude(x: &[f32], n: usize, width: usize, stride: usize) -> f32 {

@@ -1,6 +1,6 @@
 //! A linear layer over rows: normalize, quantize, multiply, finish, in one pass over blocks of rows.
 
-use super::requantize::{Grid, Table};
+use super::requantize::{ByteTable, Grid, Table};
 use super::rows::{Activation, Norm, Quants, RowQuant, Target};
 use super::{F32Weights, I8Weights, Kernels, MR_F32, MR_I8, NR, PanelJob, room};
 use crate::exec::Exec;
@@ -53,6 +53,8 @@ pub struct Linear {
     pub norm: Option<Norm>,
     /// Factor of each input before it is quantized, if there are any: they even out what a static scale must reach.
     pub factors: Option<Vec<f32>>,
+    /// Function of the input, which integer weights quantize with a static scale, if fused.
+    pub table: Option<ByteTable>,
     /// Weights `[n][k]`.
     pub weights: Weights,
     /// Bias, one array a panel, zero-padded.
@@ -95,6 +97,12 @@ struct Source<'a> {
 struct Scratch {
     /// Rows as they are quantized.
     prepared: Vec<f32>,
+    rows: Quantized,
+}
+
+/// Quantized rows, padded to whole tiles.
+#[derive(Default)]
+struct Quantized {
     bytes: Vec<u8>,
     wide: Vec<i16>,
     quants: Vec<RowQuant>,
@@ -242,12 +250,13 @@ impl Linear {
         let added = residual.filter(|_| self.then.is_empty());
         match &self.weights {
             Weights::I8(weights, _) => {
-                quantize_rows(kernels, x, k, quant, weights, &mut s.bytes, &mut s.wide, &mut s.quants);
+                self.quantize_rows(kernels, x, quant, weights, &mut s.rows);
+                let Quantized { bytes, wide, quants } = &s.rows;
                 let quants = match quant {
-                    InputQuant::Static { .. } => Quants::Shared(s.quants[0]),
-                    _ => Quants::Each(&s.quants),
+                    InputQuant::Static { .. } => Quants::Shared(quants[0]),
+                    _ => Quants::Each(quants),
                 };
-                let rows = Rows { bytes: &s.bytes, wide: &s.wide, quants };
+                let rows = Rows { bytes, wide, quants };
                 self.integer_block(kernels, weights, &rows, added, out);
             }
             Weights::F32(_) => self.float_block(kernels, x, added, out),
@@ -263,6 +272,40 @@ impl Linear {
                 }
             }
         }
+    }
+
+    /// Quantizes rows `[m][k]` into bytes and, where the weights want it, 16-bit values; `m` is rounded up to the tile.
+    fn quantize_rows(
+        &self,
+        kernels: &Kernels,
+        x: &[f32],
+        quant: InputQuant,
+        weights: &I8Weights,
+        rows: &mut Quantized,
+    ) {
+        let (k, stride) = (weights.k, weights.row_bytes());
+        let padded = (x.len() / k).next_multiple_of(MR_I8);
+        let offset = i32::from(kernels.flip);
+        let bytes = room(&mut rows.bytes, padded * stride);
+        rows.quants.clear();
+        // The parameters of a few rows first: each waits for divisions, which those of the others do not.
+        for (x, bytes) in x.chunks(TOGETHER * k).zip(bytes.chunks_mut(TOGETHER * stride)) {
+            let mut parameters = [(0., 0., 0.); TOGETHER];
+            for (p, x) in parameters.iter_mut().zip(x.chunks_exact(k)) {
+                *p = quant.parameters(kernels, x);
+            }
+            let each = x.chunks_exact(k).zip(bytes.chunks_exact_mut(stride));
+            for ((x, q), (scale, inverse, zero)) in each.zip(parameters) {
+                match &self.table {
+                    Some(table) => table.quantize(kernels, x, &mut q[..k]),
+                    // SAFETY: `kernels` came from `available`.
+                    None => unsafe { (kernels.rows.quantize)(x, inverse, zero, kernels.flip, &mut q[..k]) },
+                }
+                rows.quants.push(RowQuant { scale, zero: zero as i32 - offset });
+            }
+        }
+        rows.quants.resize(padded, RowQuant::default());
+        widen(weights, bytes, &mut rows.wide);
     }
 
     /// Multiplies quantized rows with all panels; `out` `[m][n]` says how many of the (padded) rows there are.
@@ -353,40 +396,6 @@ pub fn row_quant(low: f32, high: f32) -> (f32, f32, f32) {
     let scale = width / 255.;
     // Half up, for a number that is not negative.
     (scale, 255. / width, (-low / scale + 0.5) as u8 as f32)
-}
-
-/// Quantizes rows `[m][k]` into bytes and, where the weights want it, 16-bit values; `m` is rounded up to the tile.
-#[allow(clippy::too_many_arguments)]
-pub fn quantize_rows(
-    kernels: &Kernels,
-    x: &[f32],
-    k: usize,
-    quant: InputQuant,
-    weights: &I8Weights,
-    bytes: &mut Vec<u8>,
-    wide: &mut Vec<i16>,
-    quants: &mut Vec<RowQuant>,
-) {
-    let rows = x.len() / k;
-    let stride = weights.row_bytes();
-    let padded = rows.next_multiple_of(MR_I8);
-    let offset = i32::from(kernels.flip);
-    let bytes = room(bytes, padded * stride);
-    quants.clear();
-    // The parameters of a few rows first: each waits for divisions, which those of the others do not.
-    for (x, bytes) in x.chunks(TOGETHER * k).zip(bytes.chunks_mut(TOGETHER * stride)) {
-        let mut parameters = [(0., 0., 0.); TOGETHER];
-        for (p, x) in parameters.iter_mut().zip(x.chunks_exact(k)) {
-            *p = quant.parameters(kernels, x);
-        }
-        for ((x, q), (scale, inverse, zero)) in x.chunks_exact(k).zip(bytes.chunks_exact_mut(stride)).zip(parameters) {
-            // SAFETY: `kernels` came from `available`.
-            unsafe { (kernels.rows.quantize)(x, inverse, zero, kernels.flip, &mut q[..k]) };
-            quants.push(RowQuant { scale, zero: zero as i32 - offset });
-        }
-    }
-    quants.resize(padded, RowQuant::default());
-    widen(weights, bytes, wide);
 }
 
 /// Copies bytes to 16 bits where the weights want it.

@@ -76,7 +76,7 @@ impl I8Panel {
 }
 
 /// Int8 weights of a linear layer `[n][k]`, symmetric, one scale per output feature.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct I8Weights {
     /// Inputs.
     pub k: usize,
@@ -114,18 +114,16 @@ impl I8Weights {
             .map(|p| {
                 let first = p * NR;
                 let columns = NR.min(n - first);
-                let (mut column_scale, mut sum) = ([0.; NR], [0; NR]);
+                let mut column_scale = [0.; NR];
                 column_scale[..columns].copy_from_slice(&scale[first..first + columns]);
-                let mut groups = vec![Group([0; GROUP_BYTES]); k.div_ceil(GROUP)];
-                for i in 0..k {
-                    let weights = weights[first * strides[0] + i * strides[1]..].iter().step_by(strides[0]);
-                    let group = groups[i / GROUP].0[i % GROUP..].iter_mut().step_by(GROUP);
-                    for ((g, &w), sum) in group.zip(weights).zip(&mut sum[..columns]) {
-                        *g = w;
-                        *sum += i32::from(w);
+                let groups = groups(&weights[first * strides[0]..], [columns, k], strides);
+                let mut sum = [0; NR];
+                for group in &groups {
+                    for (sum, weights) in sum.iter_mut().zip(group.0.as_chunks::<GROUP>().0) {
+                        *sum += weights.iter().map(|&w| i32::from(w)).sum::<i32>();
                     }
                 }
-                let lowest = groups.iter().any(|g| g.0.contains(&i8::MIN));
+                let lowest = groups.iter().any(|g| g.0.iter().fold(0, |low, &w| w.min(low)) == i8::MIN);
                 let body = match kernels.layout {
                     Layout::Plain => Body::Plain(groups),
                     Layout::Paired => pair(&groups),
@@ -162,6 +160,38 @@ impl I8Weights {
         };
         self.panels.iter().map(|p| of(&p.body)).sum()
     }
+}
+
+/// Cuts the inputs of at most [`NR`] outputs into groups, filled up with zeros.
+fn groups(weights: &[i8], [n, k]: [usize; 2], strides: [usize; 2]) -> Vec<Group> {
+    let mut groups = vec![Group([0; GROUP_BYTES]); k.div_ceil(GROUP)];
+    for (g, group) in groups.iter_mut().enumerate() {
+        let weights = &weights[g * GROUP * strides[1]..];
+        let inputs = GROUP.min(k - g * GROUP);
+        // Sizes known to the compiler, so that it vectorizes.
+        match strides {
+            [1, inputs_apart] if n == NR && inputs == GROUP => {
+                let rows: [&[i8; NR]; GROUP] =
+                    std::array::from_fn(|i| weights[i * inputs_apart..].first_chunk().expect("a row of NR weights"));
+                for (c, column) in group.0.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
+                    *column = rows.map(|row| row[c]);
+                }
+            }
+            [outputs_apart, 1] if inputs == GROUP => {
+                for (c, column) in group.0.as_chunks_mut::<GROUP>().0.iter_mut().enumerate().take(n) {
+                    *column = *weights[c * outputs_apart..].first_chunk().expect("a group of weights");
+                }
+            }
+            _ => {
+                for (c, column) in group.0.as_chunks_mut::<GROUP>().0.iter_mut().enumerate().take(n) {
+                    for (i, w) in column.iter_mut().enumerate().take(inputs) {
+                        *w = weights[c * strides[0] + i * strides[1]];
+                    }
+                }
+            }
+        }
+    }
+    groups
 }
 
 /// Sums of the positive weights of each 16-bit lane, then of the negative ones without their sign: at most 2 · 128, and
@@ -264,8 +294,12 @@ fn widen(groups: &[Group]) -> Body {
 fn octets(groups: &[Group]) -> Body {
     let octet = |pair: &[Group]| {
         // A group without a partner is filled up with zeros.
-        let of = |half: usize, i: usize| pair.get(half).map_or(0, |g| g.0[i]);
-        Octet(std::array::from_fn(|i| of(i / GROUP % 2, i / (2 * GROUP) * GROUP + i % GROUP)))
+        let mut octet = [0; 2 * GROUP_BYTES];
+        for (half, group) in pair.iter().enumerate() {
+            let columns = octet.as_chunks_mut::<GROUP>().0.iter_mut().skip(half).step_by(2);
+            columns.zip(group.0.as_chunks::<GROUP>().0).for_each(|(into, weights)| *into = *weights);
+        }
+        Octet(octet)
     };
     Body::Octets(groups.chunks(2).map(octet).collect())
 }

@@ -76,6 +76,36 @@ impl Table {
     }
 }
 
+/// A [`Table`] whose results a layer quantizes: the bytes are looked up at once.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ByteTable {
+    scale: f32,
+    zero: u8,
+    /// As the layer's kernel stores them.
+    bytes: Box<[u8; 256]>,
+}
+
+impl ByteTable {
+    /// For a layer that quantizes its input with this step and zero point.
+    pub fn of(table: &Table, kernels: &Kernels, scale: f32, zero: u8) -> ByteTable {
+        let mut bytes = Box::new([0; 256]);
+        // SAFETY: `kernels` came from `available`.
+        unsafe {
+            (kernels.rows.quantize)(&table.values[..], 1. / scale, f32::from(zero), kernels.flip, &mut bytes[..])
+        };
+        ByteTable { scale: table.scale, zero: table.zero, bytes }
+    }
+
+    /// Rounds and looks up.
+    pub fn quantize(&self, kernels: &Kernels, x: &[f32], out: &mut [u8]) {
+        // SAFETY: `kernels` came from `available`.
+        unsafe {
+            (kernels.rows.quantize)(x, 1. / self.scale, f32::from(self.zero), 0, out);
+            (kernels.rows.lookup)(&self.bytes, out);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -84,6 +84,17 @@ pub struct ChannelScale<'a> {
     pub activation: Activation,
 }
 
+/// Integer products of four rows with columns of weights: `tiles[panel][row][column] + rows[row] + columns[panel][column]`,
+/// where the last two take off what zero points add; it fits 32 bits, what is between may wrap.
+pub struct Products<'a> {
+    /// As tiles leave them.
+    pub tiles: &'a [TileI8],
+    /// Of each row.
+    pub rows: [i32; MR_I8],
+    /// Of each column.
+    pub columns: &'a [[i32; NR]],
+}
+
 /// The row routines of one instruction set. They are safe to call only on a CPU that has it, which
 /// [`super::available`] checks.
 pub struct RowFns {
@@ -91,6 +102,12 @@ pub struct RowFns {
     pub range: unsafe fn(x: &[f32]) -> (f32, f32),
     /// Quantizes: `stored = clamp(round(x · inverse) + zero, 0, 255) ^ flip`, ties to even.
     pub quantize: unsafe fn(x: &[f32], inverse: f32, zero: f32, flip: u8, out: &mut [u8]),
+    /// Quantizes four rows of products: `clamp(round(product · factor) + zero, 0, 255)`, ties to even, into `out` `[row][column]`.
+    pub codes: unsafe fn(products: &Products, factor: f32, zero: f32, out: &mut [u8]),
+    /// `x = table[x]` in place.
+    pub lookup: unsafe fn(table: &[u8; 256], x: &mut [u8]),
+    /// The sum of `table[x]`, for at most 2²⁴ values.
+    pub lookup_sum: unsafe fn(table: &[u8; 256], x: &[u8]) -> u32,
     /// Largest magnitude in `n` rows of `width` values, `stride` apart; not a number where a value is none.
     pub magnitude: unsafe fn(x: &[f32], n: usize, width: usize, stride: usize) -> f32,
     /// Rounds `x · scale`, which must lie within i16, ties to even.
@@ -176,20 +193,45 @@ pub fn range(x: &[f32]) -> (f32, f32) {
     (fold(low, smaller), fold(high, larger))
 }
 
+/// The code of a value that is `steps` steps from 0.
+#[inline(always)]
+fn code(steps: f32, zero: f32) -> u8 {
+    let q = steps.round_ties_even() + zero;
+    // NaN becomes 0, as in a saturating cast.
+    let q = if q > 0. { q } else { 0. };
+    let q = if q < 255. { q } else { 255. };
+    // SAFETY: q is in 0…255.
+    (unsafe { q.to_int_unchecked::<i32>() }) as u8
+}
+
 #[inline(always)]
 pub fn quantize(x: &[f32], inverse: f32, zero: f32, flip: u8, out: &mut [u8]) {
-    #[inline(always)]
-    fn one(v: f32, inverse: f32, zero: f32, flip: u8) -> u8 {
-        let q = (v * inverse).round_ties_even() + zero;
-        // NaN becomes 0, as in a saturating cast.
-        let q = if q > 0. { q } else { 0. };
-        let q = if q < 255. { q } else { 255. };
-        // SAFETY: q is in 0…255.
-        (unsafe { q.to_int_unchecked::<i32>() }) as u8 ^ flip
-    }
     for (o, &v) in out.iter_mut().zip(x) {
-        *o = one(v, inverse, zero, flip);
+        *o = code(v * inverse, zero) ^ flip;
     }
+}
+
+#[inline(always)]
+pub fn codes(products: &Products, factor: f32, zero: f32, out: &mut [u8]) {
+    let width = products.tiles.len() * NR;
+    for (p, (tile, columns)) in products.tiles.iter().zip(products.columns).enumerate() {
+        for (m, (sums, row)) in tile.iter().zip(products.rows).enumerate() {
+            let out: &mut [u8; NR] = out[m * width + p * NR..].first_chunk_mut().expect("room for a tile");
+            for n in 0..NR {
+                out[n] = code(sums[n].wrapping_add(row).wrapping_add(columns[n]) as f32 * factor, zero);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+pub fn lookup(table: &[u8; 256], x: &mut [u8]) {
+    x.iter_mut().for_each(|v| *v = table[usize::from(*v)]);
+}
+
+#[inline(always)]
+pub fn lookup_sum(table: &[u8; 256], x: &[u8]) -> u32 {
+    x.iter().map(|v| u32::from(table[usize::from(*v)])).sum()
 }
 
 #[inline(always)]

@@ -224,6 +224,43 @@ fn sixteen_bit_tiles_are_exact() {
 }
 
 #[test]
+fn tables_and_codes_match_plain_loops() {
+    let table: [u8; 256] = std::array::from_fn(|i| (i * 151 + 7) as u8);
+    for kernels in available() {
+        for n in [1, 15, 16, 197, 2 * 128 * 16 + 3] {
+            let x = bytes(12, n);
+            let mut y = x.clone();
+            // SAFETY: `available` returned the kernel, here and below.
+            let sum = unsafe {
+                (kernels.rows.lookup)(&table, &mut y);
+                (kernels.rows.lookup_sum)(&table, &x)
+            };
+            let want: Vec<u8> = x.iter().map(|&v| table[usize::from(v)]).collect();
+            assert_eq!(y, want, "{} {n}", kernels.name);
+            assert_eq!(sum, want.iter().map(|&v| u32::from(v)).sum::<u32>(), "{} {n}", kernels.name);
+        }
+        let tiles: [TileI8; 3] = std::array::from_fn(|p| {
+            std::array::from_fn(|m| std::array::from_fn(|n| ((p * 64 + m * 16 + n) as i32 - 90) * 997))
+        });
+        let columns: [[i32; NR]; 3] = std::array::from_fn(|p| std::array::from_fn(|n| (p * n) as i32 - 9));
+        let products = rows::Products { tiles: &tiles, rows: [0, -500, 12_345, 7], columns: &columns };
+        let mut out = vec![0; MR_I8 * 3 * NR];
+        // SAFETY: as above.
+        unsafe { (kernels.rows.codes)(&products, 0.0025, 131., &mut out) };
+        for (i, &got) in out.iter().enumerate() {
+            let (m, p, n) = (i / (3 * NR), i / NR % 3, i % NR);
+            let product = (tiles[p][m][n] + products.rows[m] + columns[p][n]) as f32;
+            assert_eq!(
+                f32::from(got),
+                ((product * 0.0025).round_ties_even() + 131.).clamp(0., 255.),
+                "{} {i}",
+                kernels.name
+            );
+        }
+    }
+}
+
+#[test]
 fn rows_match_plain_loops() {
     for kernels in available() {
         for k in [1, 7, 16, 197, 384] {

@@ -1,7 +1,7 @@
 //! vedge's operators inside a tract plan.
 
 use crate::exec::Exec;
-use crate::kernels::attention::Attention;
+use crate::kernels::attention::{Arithmetic, Attention};
 use crate::kernels::conv::{Conv, Filter};
 use crate::kernels::copy::Copy;
 use crate::kernels::depthwise::Bottleneck;
@@ -73,7 +73,7 @@ impl Fused {
             Fused::Mlp(layers) => layers.iter().all(|l| matches!(l.weights, Weights::I8(..))),
             Fused::Conv(c) => c.is_integer(),
             Fused::Bottleneck(b) => [&b.expand, &b.project].iter().all(|l| matches!(l.weights, Weights::I8(..))),
-            Fused::Attention(a) => a.integer,
+            Fused::Attention(a) => a.arithmetic != Arithmetic::Float,
             Fused::Windows(w) => matches!(w.linear.weights, Weights::I8(..)),
             _ => false,
         }

@@ -32,13 +32,19 @@ unsafe fn sums<const M: usize>(rows: &[*const u8; M], panel: &I8Panel) -> Sums<M
     unsafe {
         // Of rows 2i and 2i + 1 and columns 2n and 2n + 1, at [2i + n / 4][n % 4].
         let mut acc = [[vdupq_n_s32(0); VECTORS]; M];
-        for (o, octet) in octets.iter().enumerate() {
-            for i in 0..M / 2 {
-                let row = |m: usize| vld1_s8(rows[m].add(o * STEP).cast());
-                let a = vcombine_s8(row(2 * i), row(2 * i + 1));
-                for n in 0..2 * VECTORS {
-                    let b = vld1q_s8(octet.0.as_ptr().add(n * 16));
-                    smmla!(acc[2 * i + n / VECTORS][n % VECTORS], a, b);
+        let mut rows = *rows;
+        for octet in octets {
+            let row = rows.map(|r| r.cast::<i64>().read_unaligned());
+            rows = rows.map(|r| opaque(r.add(STEP)));
+            // Two rows a vector; those of the second half of the array are not used.
+            let a: [_; M] = std::array::from_fn(|i| {
+                let i = i % (M / 2);
+                vreinterpretq_s8_s64(vsetq_lane_s64::<1>(row[2 * i + 1], vdupq_n_s64(row[2 * i])))
+            });
+            for n in 0..2 * VECTORS {
+                let b = vld1q_s8(octet.0.as_ptr().add(n * 16));
+                for i in 0..M / 2 {
+                    smmla!(acc[2 * i + n / VECTORS][n % VECTORS], a[i], b);
                 }
             }
         }

@@ -24,33 +24,35 @@ macro_rules! sdot {
 #[inline(always)]
 unsafe fn sums<const M: usize>(rows: &[*const u8; M], panel: &I8Panel) -> Sums<M> {
     let Body::Plain(groups) = &panel.body else { unreachable!("packed for another kernel") };
-    let weights = groups.as_ptr().cast::<i8>();
+    let mut weights = groups.as_ptr().cast::<i8>();
     // SAFETY: rows hold GROUP bytes for each group, a group is four vectors of 16 weights.
     unsafe {
         let mut acc = [[vdupq_n_s32(0); VECTORS]; M];
         macro_rules! group {
-            ($a:expr, $g:expr, $lane:literal) => {
+            ($a:expr, $lane:literal) => {
                 for n in 0..VECTORS {
-                    let b = vld1q_s8(weights.add($g * 64 + n * 16));
+                    let b = vld1q_s8(weights.add($lane * 64 + n * 16));
                     for m in 0..M {
                         sdot!(acc[m][n], b, $a[m], $lane);
                     }
                 }
             };
         }
-        let mut g = 0;
-        while g + 4 <= groups.len() {
-            let a = rows.map(|r| vld1q_s8(r.add(g * GROUP).cast()));
-            group!(a, g, 0);
-            group!(a, g + 1, 1);
-            group!(a, g + 2, 2);
-            group!(a, g + 3, 3);
-            g += 4;
+        let mut rows = *rows;
+        for _ in 0..groups.len() / 4 {
+            let a = rows.map(|r| vld1q_s8(r.cast()));
+            rows = rows.map(|r| opaque(r.add(4 * GROUP)));
+            group!(a, 0);
+            group!(a, 1);
+            group!(a, 2);
+            group!(a, 3);
+            weights = weights.add(4 * 64);
         }
-        while g < groups.len() {
-            let a = rows.map(|r| vreinterpretq_s8_s32(vdupq_n_s32(r.add(g * GROUP).cast::<i32>().read_unaligned())));
-            group!(a, g, 0);
-            g += 1;
+        for _ in 0..groups.len() % 4 {
+            let a = rows.map(|r| vreinterpretq_s8_s32(vdupq_n_s32(r.cast::<i32>().read_unaligned())));
+            rows = rows.map(|r| r.add(GROUP));
+            group!(a, 0);
+            weights = weights.add(64);
         }
         acc
     }

@@ -83,6 +83,6 @@ pub unsafe fn panel(job: &PanelJob) {
     for m in (0..job.target.rows).step_by(ROWS) {
         let (rows, target) = job.block::<ROWS>(m);
         // SAFETY: the caller's contract.
-        unsafe { finish(&sums(rows, job.panel), &job.quants(m), job, &target) };
+        unsafe { finish(&sums(rows, job.panel), m, job, &target) };
     }
 }

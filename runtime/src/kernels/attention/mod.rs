@@ -1,7 +1,8 @@
 //! Scaled dot-product attention, one head at a time: no matrix of all tokens × all tokens is ever stored.
 
+mod bytes;
 mod float;
-mod integer;
+mod words;
 
 use super::requantize::Grid;
 use super::rows::LANES;
@@ -9,6 +10,8 @@ use super::{Kernels, MR_F32, NR};
 use crate::exec::{Exec, Scattered};
 use std::cell::RefCell;
 use std::ops::Range;
+
+pub use bytes::Bytes;
 
 /// A tensor `[batch][head][token][dim]` inside a larger one: element offset and strides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,14 +66,27 @@ pub struct Attention {
     pub out: [usize; 4],
     /// Where a file rounds to 8-bit integers on the way.
     pub grids: Grids,
-    /// Multiply in 16-bit integers where the CPU does that faster; q, k and v then are rounded to 12 bits or more of
+    /// What it computes in.
+    pub arithmetic: Arithmetic,
+}
+
+/// What the two products are computed in.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Arithmetic {
+    /// 32-bit floats.
+    Float,
+    /// 16-bit integers where the CPU has [such a tile](Kernels::tile_i16); q, k and v are rounded to 12 bits or more of
     /// their largest value in the head, probabilities to 11 or more of the largest in the row.
-    pub integer: bool,
+    Words,
+    /// 8-bit integers, to which the file rounds on the way.
+    Bytes(Box<Bytes>),
 }
 
 /// Rounding between the operators that attention is made of.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Grids {
+    /// What q, k and v are multiples of as they come.
+    pub inputs: [Option<Grid>; 3],
     /// Of queries times a factor.
     pub q: Option<(f32, Grid)>,
     /// Of keys times a factor.
@@ -85,8 +101,9 @@ pub struct Grids {
 
 #[derive(Default)]
 struct Scratch {
+    bytes: bytes::Scratch,
     float: float::Scratch,
-    integer: integer::Scratch,
+    words: words::Scratch,
     scores: Vec<f32>,
 }
 
@@ -162,8 +179,12 @@ struct Head<'a> {
 
 impl Head<'_> {
     fn run(&self, out: &Output, s: &mut Scratch) {
+        if let Arithmetic::Bytes(bytes) = &self.attention.arithmetic {
+            return bytes.run(self, out, &mut s.bytes);
+        }
         s.scores.resize(MR_F32 * self.attention.keys.next_multiple_of(NR), 0.);
-        let done = self.attention.integer && integer::run(self, out, &mut s.integer, &mut s.scores);
+        let words = self.attention.arithmetic == Arithmetic::Words;
+        let done = words && words::run(self, out, &mut s.words, &mut s.scores);
         if !done {
             float::run(self, out, &mut s.float, &mut s.scores);
         }
@@ -212,7 +233,7 @@ impl Head<'_> {
     }
 
     /// Writes the output of the queries from `m` on, columns of v from `column` on, each row times its factor.
-    fn write(&self, out: &Output, m: usize, column: usize, tile: &[[f32; NR]; MR_F32], factors: &[f32; MR_F32]) {
+    fn write(&self, out: &Output, m: usize, column: usize, tile: &[[f32; NR]], factors: &[f32]) {
         let a = self.attention;
         let columns = NR.min(a.dim_v - column);
         for (i, (tile, factor)) in tile.iter().zip(factors).enumerate().take(a.queries - m) {

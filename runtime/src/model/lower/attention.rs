@@ -1,13 +1,13 @@
 //! Scaled dot-product attention around a Softmax: `softmax(scale · q kᵀ + bias) v`, with the reshapes, transposes and
 //! slices before and after it read as strides.
 
-use super::pairs::Pair;
+use super::pairs::{Pair, origin};
 use super::view::{View, strides, trace};
 use super::{Fused, Lowered, Rewrites, fused_index};
-use crate::kernels::Kernels;
-use crate::kernels::attention::{Attention, Grids, HeadView, ScoreBias};
+use crate::kernels::attention::{Arithmetic, Attention, Bytes, Grids, HeadView, ScoreBias};
 use crate::kernels::requantize::Grid;
 use crate::kernels::windows::Windows;
+use crate::kernels::{Kernels, Layout};
 use crate::onnx::{DType, Graph, NodeProto, Uses, elements, shape_of};
 
 struct Found {
@@ -157,6 +157,7 @@ fn find(g: &Graph, uses: &Uses, softmax: usize) -> Option<Found> {
     }
     nodes.push(times_v);
     let v = trace(g, uses, n.input_name(1))?;
+    grids.inputs = [&q, &k, &v].map(|v| origin(g, uses, &v.root).as_ref().and_then(eight_bits));
     let mut output = n.output[0].clone();
     let [ob, oh, on, dim_v] = four(&g.shape(&output)?)?;
     if [ob, oh, on] != [batch, heads, queries] || g.fact(&output)?.0 != DType::Float {
@@ -234,7 +235,7 @@ fn find(g: &Graph, uses: &Uses, softmax: usize) -> Option<Found> {
         key_bias,
         out,
         grids,
-        integer: false,
+        arithmetic: Arithmetic::Float,
     };
     Some(Found { nodes, attention, inputs, output })
 }
@@ -244,20 +245,25 @@ fn eight_bits(pair: &Pair) -> Option<Grid> {
     matches!(pair.parameters.dtype, DType::Uint8 | DType::Int8).then_some(pair.grid)
 }
 
-/// Where q, k and v come from layers in integers, their products need no more precision than 16-bit integers have.
-pub fn choose_integers(l: &mut Lowered, kernels: &Kernels) {
-    if kernels.tile_i16.is_none() {
-        return;
-    }
+/// Where the CPU multiplies 16-bit integers faster than floats, and q, k and v come from layers in integers, their products
+/// need no more precision; other CPUs compute in 8 bits where the file rounds to that anyway.
+pub fn choose_arithmetic(l: &mut Lowered, kernels: &Kernels) {
     let uses = l.uses();
-    let of_integers = |n: &&NodeProto| match l.fused_of(n) {
-        Some(Fused::Attention(a)) => [&a.q, &a.k, &a.v].iter().all(|v| from_integers(l, &uses, &n.input[v.input])),
-        _ => false,
+    let choice = |n: &NodeProto| {
+        let Some(Fused::Attention(a)) = l.fused_of(n) else { return None };
+        let of_integers = |v: &HeadView| from_integers(l, &uses, &n.input[v.input]);
+        let arithmetic = match kernels.tile_i16 {
+            Some(_) => [&a.q, &a.k, &a.v].into_iter().all(of_integers).then_some(Arithmetic::Words),
+            // Finding pairs takes longer than multiplying.
+            None if kernels.layout == Layout::Paired => None,
+            None => Bytes::of(a).map(|bytes| Arithmetic::Bytes(Box::new(bytes))),
+        };
+        Some((fused_index(n)?, arithmetic?))
     };
-    let found: Vec<usize> = l.graph.nodes.iter().filter(of_integers).filter_map(fused_index).collect();
-    for index in found {
+    let chosen: Vec<(usize, Arithmetic)> = l.graph.nodes.iter().filter_map(choice).collect();
+    for (index, arithmetic) in chosen {
         if let Fused::Attention(a) = &mut l.fused[index] {
-            a.integer = true;
+            a.arithmetic = arithmetic;
         }
     }
 }

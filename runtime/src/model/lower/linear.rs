@@ -6,6 +6,7 @@ use super::pairs::Pair;
 use super::{Fused, Lowered, Rewrites, fused_index};
 use crate::error::Result;
 use crate::kernels::linear::{InputQuant, Linear, Step, Weights, bias_panels};
+use crate::kernels::requantize::ByteTable;
 use crate::kernels::{Activation, F32Weights, I8Weights, Kernels};
 use crate::model::check::EXACT_INPUTS;
 use crate::model::qdq::MOVES;
@@ -47,6 +48,7 @@ pub fn run(l: &mut Lowered, kernels: &Kernels, per_token: bool) -> Result<()> {
         let linear = Linear {
             norm: None,
             factors: found.factors.take(),
+            table: None,
             weights: pack(kernels, &found),
             bias: bias_panels(&found.bias),
             activation: found.activation,
@@ -318,7 +320,7 @@ pub fn absorb_norms(l: &mut Lowered) {
 }
 
 /// Joins a linear layer with the one that alone uses its output.
-pub fn join_pairs(l: &mut Lowered) {
+pub fn join_pairs(l: &mut Lowered, kernels: &Kernels) {
     let uses = l.uses();
     let mut r = Rewrites::default();
     for first in 0..l.graph.nodes.len() {
@@ -343,11 +345,23 @@ pub fn join_pairs(l: &mut Lowered) {
         let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
         let output = m.output[0].clone();
         let (one, two) = (fused_index(n).expect("linear"), fused_index(m).expect("linear"));
-        let pair = Fused::Mlp(Box::new([l.take_linear(one), l.take_linear(two)]));
+        let (mut one, mut two) = (l.take_linear(one), l.take_linear(two));
+        take_table(kernels, &mut one, &mut two);
+        let pair = Fused::Mlp(Box::new([one, two]));
         let new = l.node(pair, &inputs, &output);
         r.replace(&[first, second], new);
     }
     l.apply(r);
+}
+
+/// Moves a table at the end of a layer into the next one's quantization.
+fn take_table(kernels: &Kernels, one: &mut Linear, two: &mut Linear) {
+    if let (Some(Step::Table(table)), Weights::I8(_, InputQuant::Static { scale, zero }), None, None) =
+        (one.then.last(), &two.weights, &two.norm, &two.factors)
+    {
+        two.table = Some(ByteTable::of(table, kernels, *scale, *zero));
+        one.then.pop();
+    }
 }
 
 impl Lowered {

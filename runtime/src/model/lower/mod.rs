@@ -50,8 +50,8 @@ pub fn lower(graph: Graph, kernels: &Kernels, per_token: bool) -> Result<Lowered
     order::run(&mut l);
     conv::join_bottlenecks(&mut l);
     linear::absorb_norms(&mut l);
-    linear::join_pairs(&mut l);
-    attention::choose_integers(&mut l, kernels);
+    linear::join_pairs(&mut l, kernels);
+    attention::choose_arithmetic(&mut l, kernels);
     attention::join_windows(&mut l);
     Ok(l)
 }

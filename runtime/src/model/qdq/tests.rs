@@ -330,6 +330,7 @@ fn a_block_with_every_operator_quantized_is_a_few_fused_ones() {
     let plan: Vec<&str> = session.plan().iter().filter(|l| l.how != How::Layout).map(|l| l.class.as_str()).collect();
     // What the first layer of the MLP and the addition after it both read is rounded for itself.
     assert_eq!(plan, ["requantize", "linear", "attention", "linear", "requantize", "mlp", "activation"]);
+    assert!(session.plan().iter().any(|l| l.class == "attention" && l.how == How::Integer));
     // ONNX Runtime 1.32 with graph optimizations disabled, in steps of 0.08.
     let want = [
         [76, 0, 0, 0, 0, 50, 121, 69],

@@ -35,13 +35,16 @@ pub fn run(head: &Head, out: &Output, s: &mut Scratch, scores: &mut [f32]) -> bo
     // A sum of `dim` products stays below 2³¹.
     let largest = (2f32.powi(31) / (2 * pairs) as f32).sqrt().floor().min(32767.) - 1.;
     let padded = nk.next_multiple_of(NR);
-    let (q, k) = ((&a.q, a.grids.q), (&a.k, a.grids.k));
-    let Some(q_step) = integers(head, q, [nq, a.dim], largest, &mut s.gathered, &mut s.queries) else {
+    let [q, k, v] = [(&a.q, a.grids.q), (&a.k, a.grids.k), (&a.v, None)];
+    let [q_on, k_on, v_on] = a.grids.inputs;
+    let Some(q_step) = integers(head, q, q_on, [nq, a.dim], largest, &mut s.gathered, &mut s.queries) else {
         return false;
     };
-    let Some(k_step) = integers(head, k, [nk, a.dim], largest, &mut s.gathered, &mut s.rows) else { return false };
+    let Some(k_step) = integers(head, k, k_on, [nk, a.dim], largest, &mut s.gathered, &mut s.rows) else {
+        return false;
+    };
     pack_keys(&s.rows, nk, pairs, &mut s.keys);
-    let Some(v_step) = integers(head, (&a.v, None), [nk, a.dim_v], LARGEST_V, &mut s.gathered, &mut s.rows) else {
+    let Some(v_step) = integers(head, v, v_on, [nk, a.dim_v], LARGEST_V, &mut s.gathered, &mut s.rows) else {
         return false;
     };
     pack_values(&s.rows, nk, a.dim_v, &mut s.values);
@@ -92,10 +95,12 @@ fn multiply(
 }
 
 /// Rounds a head's `[n][width]` values to multiples of a step, at most `largest` of them; rows are padded with a zero to
-/// an even width. Where they are rounded to a grid, its step is taken. Returns the step, or nothing where a value is not finite.
+/// an even width. Where the file rounds them to a grid, or they are `on` one as they come, its step is taken. Returns the
+/// step, or nothing where a value is not finite.
 fn integers(
     head: &Head,
     (view, grid): (&HeadView, Option<(f32, Grid)>),
+    on: Option<Grid>,
     [n, width]: [usize; 2],
     largest: f32,
     gathered: &mut Vec<f32>,
@@ -116,8 +121,8 @@ fn integers(
     if !magnitude.is_finite() {
         return None;
     }
-    let step = match grid {
-        Some((_, grid)) => grid.scale,
+    let step = match grid.map(|(_, grid)| grid).or(on) {
+        Some(grid) => grid.scale,
         None if magnitude > 1e-30 => magnitude / largest,
         None => 1.,
     };
