@@ -14,7 +14,7 @@ const LIMIT: u64 = 1 << 30;
 /// How often an unfinished calibration is written.
 const EVERY: Duration = Duration::from_secs(15);
 /// Changes with the form of the files.
-const FORM: &str = "vedge statistics 2";
+const FORM: &str = "vedge statistics 3";
 
 /// The file for one model and its pictures.
 pub struct Cache {

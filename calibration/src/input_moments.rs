@@ -40,9 +40,9 @@ pub struct InputMoments {
     sums: Vec<Array1<f64>>,
     rows: usize,
     pictures: usize,
-    /// Whole rows, one after the other; only of [`View::Rows`].
+    /// Some positions as they were, all channels of each, one after the other.
     kept: Vec<f32>,
-    /// Lowest and highest value of each input over all rows, widened to include zero; only of [`View::Rows`].
+    /// Lowest and highest value of each channel, widened to include zero.
     extremes: Vec<(f32, f32)>,
 }
 
@@ -64,6 +64,11 @@ fn sizes(shape: &[usize], view: View) -> Option<(usize, usize)> {
     }
 }
 
+/// Channels of a value; the view fits the shape.
+fn channels(shape: &[usize], view: View) -> usize {
+    if view == View::Rows { shape[shape.len() - 1] } else { shape[1] }
+}
+
 impl InputMoments {
     /// Nothing seen yet of a value of that shape; `None` when the view does not fit the shape.
     pub fn new(shape: &[usize], view: View) -> Option<InputMoments> {
@@ -75,7 +80,7 @@ impl InputMoments {
             rows: 0,
             pictures: 0,
             kept: vec![],
-            extremes: vec![(0.0, 0.0); if view == View::Rows { inputs } else { 0 }],
+            extremes: vec![(0.0, 0.0); channels(shape, view)],
         })
     }
 
@@ -91,11 +96,11 @@ impl InputMoments {
                 height * width
             }
         };
-        let count = total.min(ROWS);
+        let (count, pictures) = (total.min(ROWS), self.pictures);
         let at = |i: usize| match i {
             0 => 0,
             // The others go around with the pictures, so that all positions are seen.
-            _ => 1 + ((i - 1) * (total - 1) / (count - 1) + self.pictures * 31) % (total - 1),
+            _ => 1 + ((i - 1) * (total - 1) / (count - 1) + pictures * 31) % (total - 1),
         };
         let mut block = Array2::zeros((count, inputs));
         for group in 0..self.products.len() {
@@ -111,20 +116,37 @@ impl InputMoments {
                 self.sums[group].zip_mut_with(&row, |s, v| *s += f64::from(*v));
             }
         }
-        if self.view == View::Rows {
-            for row in elements.chunks(inputs) {
-                for ((low, high), v) in self.extremes.iter_mut().zip(row) {
-                    (*low, *high) = (low.min(*v), high.max(*v));
-                }
-            }
-            for i in (0..count).step_by(count.div_ceil(KEPT).max(1)) {
-                if self.kept.len() < KEPT_IN_ALL * inputs {
-                    self.kept.extend_from_slice(&elements[at(i) * inputs..][..inputs]);
+        self.add_channels(elements, at, count);
+        self.rows += count;
+        self.pictures += 1;
+    }
+
+    /// Looks at the channels of a picture's value, apart from how a layer meets them.
+    fn add_channels(&mut self, elements: &[f32], at: impl Fn(usize) -> usize, count: usize) {
+        let channels = self.extremes.len();
+        let widen = |(low, high): &mut (f32, f32), v: &f32| (*low, *high) = (low.min(*v), high.max(*v));
+        let positions = elements.len() / channels.max(1);
+        // Channels last, or each channel a plane.
+        let rows = self.view == View::Rows;
+        match rows {
+            true => elements
+                .chunks(channels)
+                .for_each(|row| self.extremes.iter_mut().zip(row).for_each(|(e, v)| widen(e, v))),
+            false => {
+                for (e, plane) in self.extremes.iter_mut().zip(elements.chunks(positions)) {
+                    plane.iter().for_each(|v| widen(e, v));
                 }
             }
         }
-        self.rows += count;
-        self.pictures += 1;
+        for i in (0..count).step_by(count.div_ceil(KEPT).max(1)) {
+            if self.kept.len() < KEPT_IN_ALL * channels {
+                let at = at(i) % positions;
+                match rows {
+                    true => self.kept.extend_from_slice(&elements[at * channels..][..channels]),
+                    false => self.kept.extend((0..channels).map(|c| elements[c * positions + at])),
+                }
+            }
+        }
     }
 
     /// Writes the inputs of one output position.
@@ -146,6 +168,11 @@ impl InputMoments {
                 }
             }
         }
+    }
+
+    /// How the value meets the layer.
+    pub fn view(&self) -> View {
+        self.view
     }
 
     /// Number of rows seen.
@@ -174,30 +201,36 @@ impl InputMoments {
         c
     }
 
-    /// Some rows as they were, `[rows][inputs]`, the first of every picture among them; none for convolutions.
+    /// Some positions as they were, `[positions][channels]`, the first of every picture among them.
     pub fn kept(&self) -> Array2<f32> {
-        let inputs = self.sums[0].len();
-        Array2::from_shape_vec((self.kept.len() / inputs, inputs), self.kept.clone()).expect("whole rows")
+        let channels = self.extremes.len();
+        Array2::from_shape_vec((self.kept.len() / channels, channels), self.kept.clone()).expect("whole rows")
     }
 }
 
 impl InputMoments {
-    /// Lowest and highest value of each input over all rows, widened to include zero; none for convolutions.
+    /// Lowest and highest value of each channel, widened to include zero.
     pub fn extremes(&self) -> &[(f32, f32)] {
         &self.extremes
     }
 
-    /// What would have been seen had every input been divided by its factor; only of [`View::Rows`].
+    /// What would have been seen had every channel been divided by its factor.
     ///
     /// # Panics
-    /// When there are not as many factors as inputs.
+    /// When there are not as many factors as channels.
     pub fn divided(&self, by: &[f32]) -> InputMoments {
-        assert!(self.view == View::Rows && by.len() == self.extremes.len());
+        assert_eq!(by.len(), self.extremes.len());
         let mut m = self.clone();
-        for ((i, j), p) in m.products[0].indexed_iter_mut() {
-            *p /= by[i] * by[j];
+        let taps = (m.sums[0].len() * m.products.len() / by.len()).max(1);
+        let groups = m.products.iter_mut().zip(&mut m.sums).enumerate();
+        for (group, (products, sums)) in groups {
+            let inputs = sums.len();
+            let factor = |input: usize| by[(group * inputs + input) / taps];
+            for ((i, j), p) in products.indexed_iter_mut() {
+                *p /= factor(i) * factor(j);
+            }
+            sums.indexed_iter_mut().for_each(|(i, s)| *s /= f64::from(factor(i)));
         }
-        m.sums[0].iter_mut().zip(by).for_each(|(s, f)| *s /= f64::from(*f));
         m.kept.iter_mut().zip(by.iter().cycle()).for_each(|(v, f)| *v /= f);
         m.extremes.iter_mut().zip(by).for_each(|((low, high), f)| (*low, *high) = (*low / f, *high / f));
         m
@@ -290,6 +323,22 @@ mod tests {
         // Powers of two: exact.
         assert_eq!((got.kept(), got.extremes(), got.covariance(0)), (want.kept(), want.extremes(), want.covariance(0)));
         assert_ne!(got.kept(), m.kept());
+        for depthwise in [false, true] {
+            let view = View::Patches { kernel: [3, 3], stride: [1, 1], dilation: [1, 1], pads: [1; 4], depthwise };
+            let x = ArrayD::from_shape_vec(vec![1, 3, 4, 4], values(48, 5)).unwrap();
+            let mut divided = x.clone();
+            divided.iter_mut().enumerate().for_each(|(i, v)| *v /= by[i / 16]);
+            let [got, want] = [&x, &divided].map(|x| {
+                let mut m = InputMoments::new(x.shape(), view).unwrap();
+                m.add(x);
+                m
+            });
+            let got = got.divided(&by);
+            assert_eq!((got.kept(), got.extremes()), (want.kept(), want.extremes()));
+            for group in 0..got.groups() {
+                assert_eq!((got.mean(group), got.covariance(group)), (want.mean(group), want.covariance(group)));
+            }
+        }
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use crate::arch::{self, Architecture};
 use crate::merge::{self, Schedule};
 use crate::passes::{self, PassReport, Prepare};
-use crate::quantize::pays;
 use crate::quantize::{self, Candidate, Effect, Evidence, Layer, Preset, Probes, Quantized, Skipped, Target, Wish};
+use crate::quantize::{keep, pays};
 use crate::{certainty, check, preset, progress, prune, refit, report};
 use ndarray::ArrayD;
 use sha2::{Digest, Sha256};
@@ -82,6 +82,8 @@ pub struct Settings {
     pub target: Target,
     /// How ranges of activations are chosen; `None` tries every way.
     pub calibrator: Option<Calibrator>,
+    /// Layers that stay float32: operators, or patterns of names.
+    pub keep_float: Vec<String>,
     /// Folder in which statistics are kept between conversions.
     pub cache: Option<PathBuf>,
     /// Calibration pictures.
@@ -228,6 +230,12 @@ pub fn convert(source: &Path, settings: &Settings) -> Result<Converted> {
             hint: "add --calib DIR, and leave --precision out".into(),
         });
     }
+    if !settings.keep_float.is_empty() && !settings.precision.tries_int8() {
+        return Err(Error::Usage {
+            what: format!("--keep-float has no meaning with --precision {}", settings.precision.name()),
+            hint: "leave one of them out".into(),
+        });
+    }
     let float = float(source, settings, None)?;
     let Float {
         mut graph,
@@ -248,7 +256,9 @@ pub fn convert(source: &Path, settings: &Settings) -> Result<Converted> {
     let mut verdict = None;
     if precision.tries_int8() {
         let mut tried = card.clone();
-        match int8(&graph, items.as_deref(), &mut tried, output_index, whole.as_deref(), settings) {
+        // Before the pictures are run: a name that is wrong is told at once.
+        let wish = settings.wish(&graph)?;
+        match int8(&graph, items.as_deref(), &mut tried, output_index, whole.as_deref(), &wish, settings) {
             Ok(done) => {
                 let judged = Verdict::of(&graph, &done);
                 if precision == Precision::Int8 || judged.pays {
@@ -635,9 +645,13 @@ fn note(done: &Quantized) -> String {
             chosen.describe() + &other.map_or(String::new(), |c| format!(", chosen over {}", c.describe()))
         }
     };
+    let kept = match done.skipped.iter().filter(|s| s.reason == keep::REASON).count() {
+        0 => String::new(),
+        n => format!(", {n} of them as asked for"),
+    };
     let float = match done.skipped.len() {
         0 => String::new(),
-        n => format!(", {n} left in float"),
+        n => format!(", {n} left in float{kept}"),
     };
     format!("int8: {} layers, weights per channel, {how}{float}", done.layers.len())
 }
@@ -653,10 +667,11 @@ fn int8(
     card: &mut Card,
     output: usize,
     whole: Option<&[Vec<f32>]>,
+    wish: &Wish,
     settings: &Settings,
 ) -> Result<Quantized> {
     let evidence = items.map(|items| observe(graph, items, card, output, settings)).transpose()?;
-    let done = quantize::quantize(graph, &settings.wish(), evidence.as_ref(), card, &settings.options)?;
+    let done = quantize::quantize(graph, wish, evidence.as_ref(), card, &settings.options)?;
     if done.layers.is_empty() {
         return Err(Error::Unsupported {
             what: "the model has no Conv, Gemm or MatMul with a constant weight: nothing to quantize".into(),
@@ -777,8 +792,10 @@ fn log(line: &str) {
 }
 
 impl Settings {
-    fn wish(&self) -> Wish {
-        Wish { preset: self.preset, calibrator: self.calibrator, target: self.target, explain: self.explain }
+    fn wish(&self, graph: &Graph) -> Result<Wish> {
+        let keep = keep::named(graph, &quantize::layers::find(graph).0, &self.keep_float)?;
+        let Settings { preset, calibrator, target, explain, .. } = *self;
+        Ok(Wish { preset, calibrator, target, explain, keep })
     }
 }
 

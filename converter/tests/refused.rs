@@ -203,6 +203,11 @@ fn settings_that_do_not_fit() {
     convert_refused("auto_without_pictures", &deit(), &["--precision", "auto", "--preprocess", "half"]);
     convert_refused("report_without_pictures", &deit(), &[&FLOAT[..], &["--report", "report.html"]].concat());
     convert_refused("report_of_no_form", &deit(), &[&calib[..], &["--report", "report.txt"]].concat());
+    convert_refused(
+        "keep_float_of_nothing",
+        &mobilevit,
+        &["--preset", "cpu", "--preprocess", "half", "--keep-float", "/stem/cov"],
+    );
     convert_refused("no_preprocess", &deit(), &["--precision", "fp32"]);
     let labels = file("labels.txt", b"cat\ndog\n").to_string_lossy().into_owned();
     convert_refused("labels_of_another_model", &deit(), &[&FLOAT[..], &["--labels", &labels]].concat());

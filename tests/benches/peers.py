@@ -4,9 +4,10 @@ Usage: peers.py --vedge VEDGE --run VEDGE_RUN --out FOLDER [--models NAME,...] [
 
 Models: deit_nano, mobilevit_nano (shipped), swin_nano, vits14_imagenette (shared data, VEDGE_SHARED), and files that `others.py`
 made, by path: FOLDER/NAME.onnx with NAME.json beside it, on Fashion-MNIST or, where the name ends in _photo, Imagenette. Peers: ONNX Runtime
-static (min-max; percentile, its default) and dynamic, each with full-range and 7-bit weights, dynamic with convolutions in integers
-too, and NNCF (`nncf.quantize` on ONNX, transformer) where it is installed: `pip install nncf`, in an environment of its own. Peers
-run in ONNX Runtime with its default optimizations, as their users run them; ours in vedge-run. Our files are also run in ONNX Runtime
+static (min-max; percentile, its default) and dynamic, each with full-range and 7-bit weights, and NNCF (`nncf.quantize` on ONNX, transformer) where it is installed: `pip install nncf`, in an environment of its own. Like
+stands beside like: ONNX Runtime's dynamic mode leaves convolutions in float, so that it is compared with our `cpu` file that does
+the same (`--keep-float Conv`), and the same with its convolutions in integers, too, with our plain `cpu` file. Peers run in
+ONNX Runtime with its default optimizations, as their users run them; ours in vedge-run. Our files are also run in ONNX Runtime
 and, where it is installed, in OpenVINO, for their top-1 there. Writes FOLDER/peers.json and FOLDER/peers.md.
 """
 
@@ -33,6 +34,12 @@ from foreign import Reader  # noqa: E402
 from engines import Infer, command, run_rows, session  # noqa: E402
 
 LAYERS = ["Conv", "MatMul", "Gemm"]
+# Our files: title, what is compared with it, and how it is made.
+OURS = [
+    ("portable", "static", ["--preset", "portable"]),
+    ("cpu", "dynamic", ["--preset", "cpu"]),
+    ("cpu, convolutions in float", "dynamic, convolutions in float", ["--preset", "cpu", "--keep-float", "Conv"]),
+]
 
 
 def read_fashion(path):
@@ -116,8 +123,8 @@ def peers(source, tensors, out):
         ("ONNX Runtime static, min-max, 7-bit weights", "static", static(CalibrationMethod.MinMax, True)),
         ("ONNX Runtime static, percentile, 7-bit weights", "static", static(CalibrationMethod.Percentile, True)),
         ("NNCF", "static", nncf_model),
-        ("ONNX Runtime dynamic", "dynamic", dynamic(False)),
-        ("ONNX Runtime dynamic, 7-bit weights", "dynamic", dynamic(True)),
+        ("ONNX Runtime dynamic", "dynamic, convolutions in float", dynamic(False)),
+        ("ONNX Runtime dynamic, 7-bit weights", "dynamic, convolutions in float", dynamic(True)),
         # Its ConvInteger takes u8 weights with one scale only.
         ("ONNX Runtime dynamic, convolutions too", "dynamic", dynamic(False, LAYERS, False, QuantType.QUInt8)),
     ]
@@ -159,13 +166,10 @@ def compare(args, name, float_model, preprocess, pictures, read, chunks):
     clean, ours = args.out / f"{name}.fp32.onnx", {}
     command(args.vedge, "convert", float_model, "-o", clean, "--precision", "fp32", "--preprocess", preprocess)
     seconds = {}
-    for preset, kind in (("portable", "static"), ("cpu", "dynamic")):
-        ours[preset], start = args.out / f"{name}.{preset}.onnx", time.time()
-        command(
-            *(args.vedge, "convert", float_model, "-o", ours[preset], "--preprocess", preprocess, "--preset", preset),
-            *("--calib", pictures, "--calib-count", args.calib),
-        )
-        seconds[preset] = (kind, time.time() - start)
+    for i, (title, kind, how) in enumerate(OURS):
+        ours[title], start = args.out / f"{name}.ours{i}.onnx", time.time()
+        command(args.vedge, "convert", float_model, "-o", ours[title], "--preprocess", preprocess, *how, "--calib", pictures, "--calib-count", args.calib)
+        seconds[title] = (kind, time.time() - start)
     tensors = calibration(pictures, args.calib, read)
     others = list(peers(clean, tensors, args.out))
     sessions = {title: session(path, optimized=True) for title, _, path, _ in others if isinstance(path, Path)}
@@ -211,26 +215,23 @@ def markdown(rows):
         "| model | pictures | tool | kind | lost, points | agreement | logit SQNR |",
         "|---|---|---|---|---|---|---|",
     ]
-    for r in [r for r in rows if r["kind"] in ("static", "dynamic")]:
+    kinds = [kind for _, kind, _ in OURS]
+    for r in [r for r in rows if r["kind"] in kinds]:
         numbers = f"failed: {r['failed']} | | " if "failed" in r else f"{r['drop_points']:.2f} | {r['agreement']:.2%} | {r['sqnr_db']:.1f} dB "
         lines.append(f"| {r['model']} | {r['pictures']} | {r['tool']} | {r['kind']} | {numbers}|")
     lines.append("")
     for model in dict.fromkeys(r["model"] for r in rows):
-        for kind in ("static", "dynamic"):
+        for kind in kinds:
             same = [r for r in rows if r["model"] == model and r["kind"] == kind and "sqnr_db" in r]
             ours = [r for r in same if r["tool"].startswith("vedge")]
             best = max((r for r in same if not r["tool"].startswith("vedge")), key=lambda r: r["sqnr_db"], default=None)
             if ours and best:
                 lines.append(f"- {model}, {kind}: {ours[0]['sqnr_db'] - best['sqnr_db']:+.1f} dB against the best peer, {best['tool']}.")
-            whole = [r for r in same if r["tool"].endswith("convolutions too")]
-            if ours and whole:
-                ahead = ours[0]["sqnr_db"] - whole[0]["sqnr_db"]
-                lines.append(f"- {model}, {kind}, against the peer that has its convolutions in integers too: {ahead:+.1f} dB.")
     lines += ["", "## The same files in other engines", "", "Top-1; a `cpu` file has float activations there.", ""]
     lines += ["| model | preset | vedge-run | ONNX Runtime | OpenVINO | float |", "|---|---|---|---|---|---|"]
     for model in dict.fromkeys(r["model"] for r in rows):
         of = {r["tool"]: f"{r['top1']:.2%}" for r in rows if r["model"] == model and "top1" in r}
-        for preset in ("portable", "cpu"):
+        for preset, _, _ in OURS:
             tools = [f"vedge {preset}", f"vedge {preset}, in ONNX Runtime", f"vedge {preset}, in OpenVINO", "float"]
             lines.append(f"| {model} | {preset} | {' | '.join(of.get(t, '') for t in tools)} |")
     return "\n".join([*lines, ""])

@@ -85,6 +85,9 @@ pub struct Args {
     /// Least share of judging pictures, in percent, with the float model's answer: layers stay float16 until it is met.
     #[arg(long, value_name = "PERCENT", value_parser = parse_share)]
     min_agreement: Option<f64>,
+    /// Layers that stay float32 in an INT8 model: an operator such as Conv, or names, in which * stands for anything. Repeatable.
+    #[arg(long, value_name = "OPERATOR|NAME")]
+    keep_float: Vec<String>,
     /// Labels, one a line in the order of the class indices; else the calibration folders' names.
     #[arg(long, value_name = "FILE")]
     labels: Option<PathBuf>,
@@ -170,6 +173,7 @@ pub fn run(a: &Args) -> Result<()> {
         prices: Prices::new(),
         merge: a.merge_tokens.clone(),
         calibrator: a.calibrator,
+        keep_float: a.keep_float.clone(),
         cache: if a.no_cache { None } else { cache_folder() },
         judges: None,
         calibration: a.calib.as_ref().map(|dir| Pictures { dir: dir.clone(), count: a.calib_count }),

@@ -27,7 +27,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Inspect(inspect::Args),
-    Convert(convert::Args),
+    Convert(Box<convert::Args>),
     Eval(eval::Args),
     Bench(bench::Args),
     Demo(demo::Args),

@@ -116,6 +116,22 @@ fn the_cpu_preset_quantizes_weights_only() {
 }
 
 #[test]
+fn layers_that_are_named_stay_as_they_are() {
+    let s = Settings { preset: Preset::Cpu, keep_float: vec!["Conv".into(), "*/fc2/*".into()], ..settings(4) };
+    let c = convert(&models().join("deit_nano.onnx"), &s).unwrap();
+    let kept: Vec<&str> = c.skipped.iter().filter(|l| l.reason == keep::REASON).map(|l| l.name.as_str()).collect();
+    let note = c.card.provenance.passes.last().unwrap();
+    assert!(note.contains(&format!("{} of them as asked for", kept.len())), "{note}");
+    assert!(kept.iter().all(|n| !c.layers.iter().any(|l| l.name == **n)) && kept.len() > 1, "{kept:?}");
+    let source = Graph::read(&models().join("deit_nano.onnx")).unwrap();
+    let conv = |g: &Graph| g.nodes.iter().find(|n| n.op_type() == "Conv").unwrap().input_name(1).to_string();
+    assert_eq!(c.graph.const_f32(&conv(&c.graph)), source.const_f32(&conv(&source)));
+    // Also where the precision is chosen a name that means nothing is an error.
+    let wrong = Settings { precision: Precision::Auto, keep_float: vec!["Cnv".into()], ..settings(4) };
+    assert!(error(&wrong).to_string().contains("--keep-float Cnv"));
+}
+
+#[test]
 fn the_card_says_how_near_int8_is_to_float() {
     let c = convert(&models().join("mobilevit_nano.onnx"), &settings(40)).unwrap();
     let a = c.card.accuracy.as_ref().unwrap();
@@ -128,7 +144,8 @@ fn the_card_says_how_near_int8_is_to_float() {
     for number in [portable, cpu] {
         assert!(note.contains(&format!("({number:.1} dB)")), "{note}");
     }
-    assert_eq!(c.card.activations == Activations::PerToken, cpu > portable + 1.0, "{note}");
+    // Row by row only where that is meaningfully nearer; a portable file that is good is taken all the same.
+    assert!(c.card.activations == Activations::Static || cpu > portable + 1.0, "{note}");
 }
 
 #[test]

@@ -26,6 +26,11 @@ pub struct Layer {
 }
 
 impl Layer {
+    /// Axis of the weight that counts input channels; a depthwise convolution has as many of one as of the other.
+    pub fn in_axis(&self) -> usize {
+        if self.class == "depthwise conv" { 0 } else { 1 - self.out_axis }
+    }
+
     /// The grid of its weights: depthwise convolutions run in 16 bits and gain nothing from narrow weights.
     pub fn grid(&self) -> Grid {
         if self.class == "depthwise conv" { Grid::Full } else { Grid::Narrow }

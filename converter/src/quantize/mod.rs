@@ -7,6 +7,7 @@
 
 mod bias;
 pub mod judge;
+pub mod keep;
 pub mod layers;
 pub mod mix;
 pub mod number;
@@ -27,6 +28,7 @@ use search::{Attempt, Ground, Search};
 use write::Recipe;
 
 use ndarray::ArrayD;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use vedge_calibration::{Calibrator, Statistics};
 use vedge_runtime::error::counted;
@@ -179,7 +181,7 @@ pub struct Quantized {
 }
 
 /// What is asked of quantization.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Wish {
     /// Who will run the file.
     pub preset: Preset,
@@ -189,6 +191,8 @@ pub struct Wish {
     pub target: Target,
     /// Whether to measure the effect of each layer alone.
     pub explain: bool,
+    /// Names of layers that stay as they are.
+    pub keep: BTreeSet<String>,
 }
 
 /// What the pictures told: ranges of activations, and probes to judge candidates by.
@@ -216,8 +220,10 @@ pub fn quantize(
     card: &Card,
     options: &Options,
 ) -> Result<Quantized> {
-    let Wish { preset, calibrator, target, explain } = wish;
+    let Wish { preset, calibrator, target, explain, keep: kept } = wish;
     let (mut layers, mut skipped) = layers::find(graph);
+    let asked = layers.extract_if(.., |l| kept.contains(&l.name));
+    skipped.extend(asked.map(|l| Skipped { name: l.name, reason: keep::REASON.into() }));
     let Some(evidence) = evidence else {
         if *preset != Preset::Cpu {
             return Err(no_pictures());
@@ -265,8 +271,8 @@ pub fn quantize(
         }
         None => (search.graph_of(&chosen)?, chosen.spared),
     };
-    let mut i = 0..;
-    layers.retain(|_| i.next().is_some_and(|i| !float.contains(&i)));
+    // By their nodes in the model that was quantized.
+    let layers = chosen.layers.into_iter().enumerate().filter(|(i, _)| !float.contains(i)).map(|(_, l)| l).collect();
     Ok(Quantized { graph, activations, layers, skipped, candidates, effect: Some(effect), ground: chosen.float, alone })
 }
 

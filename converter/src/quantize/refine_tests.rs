@@ -1,7 +1,8 @@
 //! Each refinement where it helps, and where it stays off.
 
+use super::super::smooth::tests::{bottleneck, photo};
 use super::super::tests::{card, empty, noise};
-use super::super::{Evidence, Preset, Probes, Quantized, Rounding, Wish, quantize};
+use super::super::{Evidence, Layer, Preset, Probes, Quantized, Rounding, Wish, layers, quantize};
 use ndarray::ArrayD;
 use vedge_calibration::{Partial, Tap, View, collect};
 use vedge_runtime::onnx::{DType, Graph, NodeProto, attr, f32_tensor, value_info};
@@ -53,6 +54,60 @@ fn biases_stay_where_there_is_nothing_to_correct() {
     assert!(done.candidates.iter().any(|c| c.corrected), "it was tried");
 }
 
+/// A collapse of a depthwise convolution: one channel of its input and one of its output take all the steps.
+#[test]
+fn channels_between_convolutions_are_evened_out_where_one_is_large_and_not_where_all_are_alike() {
+    for preset in [Preset::Portable, Preset::Cpu] {
+        let done = |spread: f32| {
+            let g = bottleneck(spread, "Relu");
+            let tap = |l: &Layer| Tap { value: l.activation.clone(), views: l.view.into_iter().collect() };
+            let taps: Vec<Tap> = layers::find(&g).0.iter().map(tap).collect();
+            quantized(&g, (0..12).map(photo).collect(), &taps, preset).candidates
+        };
+        let tried = done(60.0);
+        let without = tried.iter().filter(|c| c.smoothed == 0).map(|c| c.effect.sqnr).fold(f64::MIN, f64::max);
+        assert_eq!(tried[0].smoothed, 2, "{tried:?}");
+        assert!(tried[0].effect.sqnr > without + 6.0, "{tried:?}");
+        let tried = done(1.0);
+        assert_eq!(tried[0].smoothed, 0, "{tried:?}");
+    }
+}
+
+/// A convolution that reads pictures, and the mean of what it makes of each.
+fn pooled(pictures: impl Fn(u64) -> Vec<f32>) -> Quantized {
+    let mut g = empty(17);
+    g.inputs.push(value_info("x", DType::Float, &[1, 3, 16, 16]));
+    g.outputs.push(value_info("y", DType::Float, &[1, 24, 1, 1]));
+    // Weights that are integers, so that the pictures' rounding is all there is.
+    let w: Vec<f32> = noise(1, 648)
+        .into_iter()
+        .enumerate()
+        .map(|(i, w)| if i % 27 == 0 { 127.0 } else { (20.0 * w).round() })
+        .collect();
+    g.initializers.insert("w".into(), f32_tensor("w", &[24, 3, 3, 3], &w));
+    g.value_info.insert("h".into(), value_info("h", DType::Float, &[1, 24, 14, 14]));
+    g.nodes.push(NodeProto::of("Conv", &["x", "w"], &["h"], vec![attr::ints("kernel_shape", &[3, 3])]));
+    g.nodes.push(NodeProto::of("GlobalAveragePool", &["h"], &["y"], vec![]));
+    let picture = |seed: u64| ArrayD::from_shape_vec(vec![1, 3, 16, 16], pictures(seed)).unwrap();
+    quantized(&g, (1..13).map(picture).collect(), &[Tap::range("x")], Preset::Cpu)
+}
+
+#[test]
+fn pictures_on_black_get_one_range_and_pictures_of_all_sizes_their_own() {
+    // How bright the brightest pixel is differs; with a range of its own each picture has its own error in every black pixel.
+    let black = |seed: u64| {
+        let x = noise(1000 * seed, 768).into_iter().enumerate();
+        x.map(|(i, v)| if i % 16 < 8 { -2.0 } else { -2.0 + (3.0 + 0.07 * seed as f32) * v.abs() }).collect()
+    };
+    let done = pooled(black);
+    let without = done.candidates.iter().filter(|c| c.ranges == 0).map(|c| c.effect.sqnr).fold(f64::MIN, f64::max);
+    assert_eq!((done.candidates[0].ranges, done.candidates[0].symmetric), (1, 1), "{:?}", done.candidates);
+    assert!(done.candidates[0].effect.sqnr > without + 3.0, "{:?}", done.candidates);
+    let done = pooled(|seed| noise(1000 * seed, 768).into_iter().map(|v| v * 0.4f32.powi(seed as i32)).collect());
+    assert_eq!(done.candidates[0].ranges, 0, "{:?}", done.candidates);
+    assert!(done.candidates.iter().any(|c| c.ranges == 1), "it was tried");
+}
+
 /// A linear layer on rows that `change` makes of noise, with weights that `weigh` changes.
 fn linear(
     preset: Preset,
@@ -81,6 +136,47 @@ fn linear_of(
     let picture = |seed: u64| ArrayD::from_shape_vec(vec![1, 40, 64], rows(seed)).unwrap();
     let tap = Tap { views: views.to_vec(), ..Tap::range("x") };
     quantized(&g, (1..13).map(picture).collect(), &[tap], preset)
+}
+
+/// Two linear layers with a function between them that does not grow as its input does; of its outputs one channel is `spread`
+/// times as large as the others.
+#[test]
+fn channels_behind_a_function_are_evened_out_by_a_product_where_one_is_large() {
+    let done = |spread: f32| {
+        let mut g = empty(17);
+        g.inputs.push(value_info("x", DType::Float, &[1, 40, 16]));
+        g.outputs.push(value_info("y", DType::Float, &[1, 40, 24]));
+        let mut w = [noise(1, 16 * 64), noise(2, 64 * 24)];
+        (0..16).for_each(|i| w[0][i * 64 + 5] *= spread);
+        w[1][5 * 24..6 * 24].iter_mut().for_each(|v| *v /= spread);
+        g.initializers.insert("a".into(), f32_tensor("a", &[16, 64], &w[0]));
+        g.initializers.insert("b".into(), f32_tensor("b", &[64, 24], &w[1]));
+        g.nodes.push(NodeProto::of("MatMul", &["x", "a"], &["h"], vec![]));
+        g.nodes.push(NodeProto::of("HardSwish", &["h"], &["s"], vec![]));
+        g.nodes.push(NodeProto::of("MatMul", &["s", "b"], &["y"], vec![]));
+        for name in ["h", "s"] {
+            g.value_info.insert(name.into(), value_info(name, DType::Float, &[1, 40, 64]));
+        }
+        let picture = |seed: u64| ArrayD::from_shape_vec(vec![1, 40, 16], noise(5000 * seed, 640)).unwrap();
+        let taps = ["x", "s"].map(|value| Tap { views: vec![View::Rows], ..Tap::range(value) });
+        quantized(&g, (1..13).map(picture).collect(), &taps, Preset::Portable)
+    };
+    let products = |d: &Quantized| d.graph.nodes.iter().filter(|n| n.op_type() == "Mul").count();
+    let large = done(60.0);
+    let without = large.candidates.iter().filter(|c| c.smoothed == 0).map(|c| c.effect.sqnr).fold(f64::MIN, f64::max);
+    assert_eq!((large.candidates[0].smoothed, products(&large)), (1, 1), "{:?}", large.candidates);
+    assert!(large.candidates[0].effect.sqnr > without + 6.0, "{:?}", large.candidates);
+    // Layers are known by their nodes in the model with the product.
+    assert!(
+        large.layers.iter().all(|l| large.ground.nodes[l.node].input_name(0) == l.activation),
+        "{:?}",
+        large.layers
+    );
+    // It runs as part of the layer.
+    let session = Session::from_graph(large.graph, &Options::default()).unwrap();
+    let classes: Vec<&str> = session.plan().iter().map(|l| l.class.as_str()).collect();
+    assert!(classes.contains(&"mlp") && !classes.contains(&"Mul"), "{classes:?}");
+    assert_eq!(products(&done(1.0)), 0);
 }
 
 /// The correction that rounding makes for the mean of the inputs.

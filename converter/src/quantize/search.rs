@@ -4,7 +4,7 @@ use super::bias;
 use super::layers::Layer;
 use super::number::{Affine, symmetric};
 use super::round::{Before, Rounded, compensated};
-use super::smooth::{self, Site};
+use super::smooth::{self, By, Site};
 use super::write::Recipe;
 use super::{Candidate, Probes, Rounding, Sqnr, write};
 use crate::progress;
@@ -93,40 +93,30 @@ impl Search<'_> {
             tried.push(self.judged(ground, Activations::Static, Some(c), recipe, &tried)?);
         }
         let best = best(&tried).candidate.calibrator.expect("static candidates have one");
-        let even = self.smooth(ground, sites, Activations::Static)?;
+        let even = self.evened(ground, sites, Activations::Static)?;
         for ground in std::iter::once(ground).chain(&even) {
-            let ranges = ground.ranges(best);
-            let noise = |l: &Layer| ranges.get(&l.activation).map_or(0.0, |r| rounding_noise(*r));
-            let rounded = self.round(ground, noise, Before::default())?;
-            let recipe = Recipe { ranges, rounded, ..Recipe::default() };
-            tried.push(self.judged(ground, Activations::Static, Some(best), recipe, &tried)?);
+            // Clipping may have been best for the sake of what is evened out now.
+            let evened = (ground.smoothed > 0 && self.calibrator.is_none()).then_some(Calibrator::MinMax);
+            for c in BTreeSet::from_iter(evened.into_iter().chain([best])) {
+                let ranges = ground.ranges(c);
+                let noise = |l: &Layer| ranges.get(&l.activation).map_or(0.0, |r| rounding_noise(*r));
+                let rounded = self.round(ground, noise, Before::default())?;
+                let recipe = Recipe { ranges, rounded, ..Recipe::default() };
+                tried.push(self.judged(ground, Activations::Static, Some(c), recipe, &tried)?);
+            }
         }
-        for (symmetric, ground) in self.symmetries(&tried, ground, even.as_ref()) {
-            let recipe = Recipe { symmetric, ..self::best(&tried).recipe.clone() };
-            tried.push(self.judged(ground, Activations::Static, Some(best), recipe, &tried)?);
+        // Of every ground: which of them is best may change by it.
+        for ground in std::iter::once(ground).chain(&even) {
+            let of = |a: &&Attempt| a.candidate.smoothed == ground.smoothed;
+            let Some(Attempt { candidate, recipe, .. }) = tried.iter().filter(of).reduce(better).cloned() else {
+                continue;
+            };
+            for symmetric in symmetries(&recipe.ranges) {
+                let recipe = Recipe { symmetric, ..recipe.clone() };
+                tried.push(self.judged(ground, Activations::Static, candidate.calibrator, recipe, &tried)?);
+            }
         }
         Ok(tried)
-    }
-
-    /// Values to be int8 with zero point 0: all, as TensorRT wants it; and those whose steps hardly become wider by it.
-    fn symmetries<'g, 'm>(
-        &self,
-        tried: &[Attempt],
-        plain: &'g Ground<'m>,
-        even: Option<&'g Ground<'m>>,
-    ) -> Vec<(BTreeSet<String>, &'g Ground<'m>)> {
-        let best = best(tried);
-        let ground = even.filter(|_| best.candidate.smoothed > 0).unwrap_or(plain);
-        let all: BTreeSet<String> = best.recipe.ranges.keys().cloned().collect();
-        let free = |(value, range): (&String, &(f32, f32))| {
-            (symmetric(*range) <= FREE * Affine::over(*range).scale).then(|| value.clone())
-        };
-        let some: BTreeSet<String> = best.recipe.ranges.iter().filter_map(free).collect();
-        let mut sets = vec![(all.clone(), ground)];
-        if !some.is_empty() && some != all {
-            sets.push((some, ground));
-        }
-        sets
     }
 
     /// What else may bring a chosen attempt nearer, one after the other, each kept only where it does: large weights clipped,
@@ -200,7 +190,7 @@ impl Search<'_> {
     /// convolutions, whose input has one range for the whole picture, do better with a calibrated one.
     pub fn cpu(&self, ground: &Ground<'_>, sites: &[Site]) -> Result<Vec<Attempt>> {
         let mut tried = vec![self.judged(ground, Activations::PerToken, None, Recipe::default(), &[])?];
-        let even = self.smooth(ground, sites, Activations::PerToken)?;
+        let even = self.evened(ground, sites, Activations::PerToken)?;
         for ground in std::iter::once(ground).chain(&even) {
             let rounded = self.round(ground, |l| row_noise(ground, l), Before::default())?;
             tried.push(self.judged(
@@ -212,36 +202,52 @@ impl Search<'_> {
             )?);
         }
         let so_far = best(&tried);
-        let ground = if so_far.candidate.smoothed > 0 { even.as_ref().unwrap_or(ground) } else { ground };
+        let ground = ground_of(so_far, ground, &even);
         let convolutions: BTreeSet<&String> =
             ground.layers.iter().filter(|l| l.class != "linear").map(|l| &l.activation).collect();
+        let rounded = so_far.recipe.rounded.clone();
+        let mut some = vec![];
+        // What pictures can be is known, and black is best an integer of its own.
+        let input = convolutions.iter().find(|v| ground.graph.inputs.iter().any(|i| i.name() == v.as_str()));
+        some.extend(input.map(|v| (self.calibrator.unwrap_or(Calibrator::MinMax), BTreeSet::from([*v]))));
         if convolutions.len() > 1 {
-            let rounded = so_far.recipe.rounded.clone();
-            for c in self.calibrators() {
-                let mut ranges = ground.ranges(c);
-                ranges.retain(|value, _| convolutions.contains(value));
-                let recipe = Recipe { ranges, rounded: rounded.clone(), ..Recipe::default() };
-                tried.push(self.judged(ground, Activations::PerToken, Some(c), recipe, &tried)?);
-            }
+            some.extend(self.calibrators().into_iter().map(|c| (c, convolutions.clone())));
+        }
+        for (c, values) in some {
+            let mut ranges = ground.ranges(c);
+            ranges.retain(|value, _| values.contains(value));
+            let symmetric = free(&ranges);
+            let recipe = Recipe { ranges, symmetric, rounded: rounded.clone(), ..Recipe::default() };
+            tried.push(self.judged(ground, Activations::PerToken, Some(c), recipe, &tried)?);
         }
         Ok(tried)
     }
 
-    /// The model with channels evened out where that is predicted to help; `None` where it is nowhere, or where the
-    /// float model would answer otherwise.
-    fn smooth(&self, ground: &Ground<'_>, sites: &[Site], kind: Activations) -> Result<Option<Ground<'static>>> {
+    /// The model with channels evened out where that is predicted to help: by constants; with products, too; between layers,
+    /// too. Nothing where it is nowhere, or where the float model would answer otherwise.
+    fn evened(&self, ground: &Ground<'_>, sites: &[Site], kind: Activations) -> Result<Vec<Ground<'static>>> {
+        // Where every row has a range of its own, a product is not worth its time.
+        let sites = sites.iter().filter(|s| kind == Activations::Static || s.by != By::Product);
         let mut chosen = vec![];
         for site in sites {
-            if let Some(m) = ground.statistics.moments.get(&(site.value.clone(), View::Rows)) {
-                let factors = smooth::factors(&ground.graph, &ground.layers, site, m, kind)?;
-                chosen.extend(factors.map(|f| (site, f)));
-            }
+            let factors = smooth::factors(&ground.graph, &ground.layers, site, &ground.statistics, kind)?;
+            chosen.extend(factors.map(|f| (site, f)));
         }
-        if chosen.is_empty() {
-            return Ok(None);
+        chosen.sort_by_key(|(site, _)| site.by);
+        let up_to = |by: By| chosen.partition_point(|(site, _)| site.by <= by);
+        let counts = BTreeSet::from([By::Constants, By::Product, By::Layer].map(up_to));
+        let mut even = vec![];
+        for count in counts.into_iter().filter(|n| *n > 0) {
+            even.extend(self.evened_at(ground, &chosen[..count])?);
         }
-        let (graph, statistics) = smooth::apply(&ground.graph, &ground.statistics, &ground.layers, &chosen)?;
-        let layers = super::layers::find(&graph).0;
+        Ok(even)
+    }
+
+    fn evened_at(&self, ground: &Ground<'_>, chosen: &[(&Site, Vec<f32>)]) -> Result<Option<Ground<'static>>> {
+        let (graph, statistics) = smooth::apply(&ground.graph, &ground.statistics, &ground.layers, chosen)?;
+        // Those that the model had before, in another order of nodes.
+        let mut layers = super::layers::find(&graph).0;
+        layers.retain(|l| ground.layers.iter().any(|k| k.name == l.name));
         let mut session = Session::from_graph(graph.clone(), self.options)?;
         let mut same = Sqnr::default();
         for (x, want) in self.probes.inputs.iter().zip(&self.probes.reference).take(2) {
@@ -321,9 +327,31 @@ impl Search<'_> {
     }
 }
 
+/// Values to be int8 with zero point 0: all, as TensorRT wants it; and those whose steps hardly become wider by it.
+fn symmetries(ranges: &BTreeMap<String, (f32, f32)>) -> Vec<BTreeSet<String>> {
+    let all: BTreeSet<String> = ranges.keys().cloned().collect();
+    let some = free(ranges);
+    let two = !some.is_empty() && some != all;
+    std::iter::once(all).chain(two.then_some(some)).collect()
+}
+
+/// Values whose steps hardly become wider when they are int8 with zero point 0.
+fn free(ranges: &BTreeMap<String, (f32, f32)>) -> BTreeSet<String> {
+    let free = |(value, range): (&String, &(f32, f32))| {
+        (symmetric(*range) <= FREE * Affine::over(*range).scale).then(|| value.clone())
+    };
+    ranges.iter().filter_map(free).collect()
+}
+
+/// What an attempt was made of.
+fn ground_of<'g, 'm>(a: &Attempt, plain: &'g Ground<'m>, even: &'g [Ground<'m>]) -> &'g Ground<'m> {
+    even.iter().find(|g| g.smoothed == a.candidate.smoothed).unwrap_or(plain)
+}
+
 /// Variance of the rounding when every row of a layer's input has its own range; a convolution's is the picture's.
 fn row_noise(ground: &Ground<'_>, l: &Layer) -> f64 {
-    match ground.moments(l).map(InputMoments::kept).filter(|k| k.nrows() > 0) {
+    let rows = ground.moments(l).filter(|m| m.view() == View::Rows).map(InputMoments::kept);
+    match rows.filter(|k| k.nrows() > 0) {
         Some(rows) => {
             let range = |r: ArrayView1<'_, f32>| r.iter().fold((0f32, 0f32), |(a, b), v| (a.min(*v), b.max(*v)));
             rows.rows().into_iter().map(|r| rounding_noise(range(r))).sum::<f64>() / rows.nrows() as f64
@@ -342,8 +370,12 @@ pub fn hopeless(others: &[Attempt]) -> f64 {
 
 /// The attempt with the best logits; the first among equals.
 pub fn best(tried: &[Attempt]) -> &Attempt {
-    let better = |a: &&Attempt, b: &&Attempt| a.candidate.effect.sqnr.total_cmp(&b.candidate.effect.sqnr);
-    tried.iter().rev().max_by(better).expect("something was tried")
+    tried.iter().reduce(better).expect("something was tried")
+}
+
+/// Of two attempts the one with the better logits; the first where they are equal.
+pub fn better<'a>(a: &'a Attempt, b: &'a Attempt) -> &'a Attempt {
+    if b.candidate.effect.sqnr > a.candidate.effect.sqnr { b } else { a }
 }
 
 /// Variance of the error of a value rounded to 256 steps of a range.

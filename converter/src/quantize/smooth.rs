@@ -1,15 +1,16 @@
 //! Channels of a layer's input that are much larger than the others make its steps coarse for all. Where what produces
-//! the input can be divided channel by channel (a LayerNorm's gain and bias, the value projection of attention), the
-//! weights that use it are multiplied instead: the float model stays the same, the input becomes even (SmoothQuant,
-//! RepQ-ViT). How much is searched for each place, and nothing is a possible answer.
+//! the input can be divided channel by channel (a LayerNorm's gain and bias, the value projection of attention: SmoothQuant,
+//! RepQ-ViT; another convolution or linear layer: cross-layer equalization), the weights that use it are multiplied
+//! instead: the float model stays the same, the input becomes even. Elsewhere (behind GELU) a product with a constant row
+//! divides it. How much is searched for each place, and nothing is a possible answer.
 
 use super::layers::Layer;
 use super::number::{Affine, NARROW_RMS};
-use ndarray::{Array2, ArrayD, Axis};
+use ndarray::{Array2, ArrayD, ArrayView1, Axis, s};
 use std::collections::{BTreeMap, BTreeSet};
 use vedge_calibration::{InputMoments, Statistics, View};
 use vedge_runtime::model::card::Activations;
-use vedge_runtime::onnx::{DType, Graph, NodeProto, Uses, f32_tensor, shape_of, to_f32, value_info};
+use vedge_runtime::onnx::{DType, Graph, NodeProto, Uses, elements, f32_tensor, shape_of, to_f32, value_info};
 use vedge_runtime::{Options, Result, Session};
 
 /// A value whose channels can be divided, and what has to change for it.
@@ -17,9 +18,22 @@ use vedge_runtime::{Options, Result, Session};
 pub struct Site {
     /// The value: input of `layers`.
     pub value: String,
+    /// What can be divided.
+    pub by: By,
     divide: Vec<Divide>,
     /// Indices of the layers that use it.
     layers: Vec<usize>,
+}
+
+/// What divides the channels of a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum By {
+    /// Constants of a LayerNorm or of attention's value projection.
+    Constants,
+    /// A product that is put before the layers; it costs a little time.
+    Product,
+    /// Constants of another layer, with nothing but what scales with its input in between.
+    Layer,
 }
 
 /// A constant that is divided along an axis.
@@ -34,6 +48,10 @@ struct Divide {
 
 /// Predicted noise must fall below this share of what it is without.
 const WORTH_IT: f64 = 0.9;
+/// The same where that takes a product of its own.
+const WORTH_A_PRODUCT: f64 = 0.5;
+/// So many rows for each channel tell how far it reaches. A classifier behind pooling sees one row of each picture.
+const ROWS: usize = 2;
 
 /// Finds the places of a graph.
 ///
@@ -42,22 +60,71 @@ const WORTH_IT: f64 = 0.9;
 pub fn sites(g: &Graph, layers: &[Layer]) -> Result<Vec<Site>> {
     let uses = Uses::of(g);
     let mut by_value: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
-    for (i, l) in layers.iter().enumerate().filter(|(_, l)| l.view == Some(View::Rows)) {
+    for (i, l) in layers.iter().enumerate().filter(|(_, l)| l.view.is_some()) {
         by_value.entry(&l.activation).or_default().push(i);
     }
     let mut found = vec![];
     for (value, users) in by_value {
         let nodes: BTreeSet<usize> = users.iter().map(|u| layers[*u].node).collect();
         let all_layers = uses.consumers(value).iter().all(|c| nodes.contains(c)) && !uses.is_output(value);
-        let width = g.shape(value).and_then(|s| s.last().copied());
-        let (Some(at), Some(width), true) = (uses.producer(value), width, all_layers) else { continue };
-        let divide = match g.nodes[at].op_type() {
+        let rows = layers[users[0]].view == Some(View::Rows);
+        let alike = users.iter().all(|u| (layers[*u].view == Some(View::Rows)) == rows);
+        let width = g.shape(value).and_then(|s| if rows { s.last().copied() } else { s.get(1).copied() });
+        let (Some(at), Some(width), true) = (uses.producer(value), width, alike) else { continue };
+        let constants = match g.nodes[at].op_type() {
+            _ if !all_layers || !rows => None,
             "LayerNormalization" => of_norm(g, at, width),
             _ => of_attention(g, &uses, layers, value, width)?,
         };
-        found.extend(divide.map(|divide| Site { value: value.into(), divide, layers: users }));
+        let layer = || of_layer(g, &uses, layers, value, rows, width).filter(|_| all_layers);
+        let how = constants.map(|d| (By::Constants, d)).or_else(|| layer().map(|d| (By::Layer, d)));
+        let how = how.or_else(|| rows.then(|| (By::Product, vec![])));
+        found.extend(how.map(|(by, divide)| Site { value: value.into(), by, divide, layers: users }));
     }
     Ok(found)
+}
+
+/// Operators whose output grows as their input does, channel by channel, whatever the (positive) factor.
+const SCALING: [&str; 7] = ["Relu", "LeakyRelu", "PRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity"];
+
+/// The layer that a value comes from (Nagel and others, 2019).
+fn of_layer(g: &Graph, uses: &Uses, layers: &[Layer], value: &str, rows: bool, width: usize) -> Option<Vec<Divide>> {
+    let divide = |node, slot, axis| Divide { node, slot, axis, channels: (0..width).map(Some).collect() };
+    // Axis of a constant that has one value for each channel.
+    let axis = |name: &str| {
+        let shape = shape_of(g.initializers.get(name)?);
+        let axis = shape.len().checked_sub(if rows { 1 } else { 3 })?;
+        (shape[axis] == width && elements(&shape) == width).then_some(axis)
+    };
+    let (mut value, mut found) = (value, vec![]);
+    loop {
+        let at = uses.producer(value)?;
+        let n = &g.nodes[at];
+        if let Some(l) = layers.iter().find(|l| l.node == at) {
+            if (l.class == "linear") != rows || l.shape[l.out_axis] != width {
+                return None;
+            }
+            found.push(divide(at, 1, l.out_axis));
+            if !n.input_name(2).is_empty() {
+                // A convolution's bias is a row, too.
+                let shape = shape_of(g.initializers.get(n.input_name(2))?);
+                (shape.last() == Some(&width) && elements(&shape) == width).then_some(())?;
+                found.push(divide(at, 2, shape.len() - 1));
+            }
+            return Some(found);
+        }
+        value = match n.op_type() {
+            op if SCALING.contains(&op) => n.input_name(0),
+            "Add" => {
+                let (slot, axis) = (0..2).find_map(|i| Some((i, axis(n.input_name(i))?)))?;
+                found.push(divide(at, slot, axis));
+                n.input_name(1 - slot)
+            }
+            _ => return None,
+        };
+        // What else uses it would change with it.
+        uses.only_consumer(value)?;
+    }
 }
 
 fn of_norm(g: &Graph, at: usize, width: usize) -> Option<Vec<Divide>> {
@@ -149,7 +216,8 @@ fn trace(g: &Graph, cut: &str, value: &str, columns: usize, width: usize) -> Res
     Ok(same.then(|| out[..width].iter().map(|v| v.round() as usize - 1).collect()))
 }
 
-/// Factors for the channels of a site that make quantization's noise behind it least; `None` where none is worth it.
+/// Factors for the channels of a site that make quantization's noise behind it least; `None` where none is worth it or
+/// not enough was observed.
 ///
 /// # Errors
 /// Damaged weights.
@@ -157,32 +225,36 @@ pub fn factors(
     g: &Graph,
     layers: &[Layer],
     site: &Site,
-    moments: &InputMoments,
+    statistics: &Statistics,
     kind: Activations,
 ) -> Result<Option<Vec<f32>>> {
-    let width = moments.extremes().len();
-    let mut weights: Vec<Array2<f32>> = vec![];
+    let (mut parts, mut seen) = (vec![], None);
     for l in site.layers.iter().map(|i| &layers[*i]) {
-        let w = Array2::from_shape_vec((l.shape[0], l.shape[1]), to_f32(&g.initializers[&l.weight])?);
-        let w = w.map_err(|e| vedge_runtime::Error::BadModel(e.to_string()))?;
-        // [outputs][inputs]
-        weights.push(if l.out_axis == 0 { w } else { w.reversed_axes().as_standard_layout().into_owned() });
+        let Some(m) = l.view.and_then(|v| statistics.moments.get(&(site.value.clone(), v))) else { return Ok(None) };
+        let Some(of) = Part::of(g, l, m)? else { return Ok(None) };
+        parts.extend(of);
+        seen = Some(m);
     }
-    if weights.iter().any(|w| w.ncols() != width) || moments.rows() == 0 {
+    let Some(seen) = seen.filter(|m| m.rows() > 0) else { return Ok(None) };
+    let width = seen.extremes().len();
+    if site.by == By::Product && seen.rows() < ROWS * width {
         return Ok(None);
     }
-    let noise = Noise::new(moments, &weights, kind);
-    let reach: Vec<f32> = moments.extremes().iter().map(|(low, high)| high.max(-low)).collect();
-    let largest = |j: usize| weights.iter().flat_map(|w| w.column(j).to_vec()).fold(0f32, |m, v| m.max(v.abs()));
-    let largest: Vec<f32> = (0..width).map(largest).collect();
+    let noise = Noise::new(seen, &parts, kind);
+    let reach: Vec<f32> = seen.extremes().iter().map(|(low, high)| high.max(-low)).collect();
+    let mut largest = vec![0f32; width];
+    for (j, w) in parts.iter().flat_map(Part::by_channel) {
+        largest[j] = w.iter().fold(largest[j], |m, v| m.max(v.abs()));
+    }
     let mut sorted = reach.clone();
     sorted.sort_by(f32::total_cmp);
     let middle = sorted[width / 2];
     let powers = [0.25, 0.5, 0.75, 1.0].map(|p: f32| (0..width).map(|j| reach[j].powf(p)).collect::<Vec<_>>());
     let shared = [0.25, 0.35, 0.5].map(|p: f32| (0..width).map(|j| (reach[j] / largest[j]).powf(p)).collect());
-    let outliers = [2.0, 4.0, 8.0].map(|t: f32| (0..width).map(|j| (reach[j] / (t * middle)).max(1.0)).collect());
+    let outliers = [1.0, 2.0, 4.0, 8.0].map(|t: f32| (0..width).map(|j| (reach[j] / (t * middle)).max(1.0)).collect());
     let off = noise.of(&vec![1.0; width]);
-    let mut best = (off * WORTH_IT, None);
+    let least = if site.by == By::Product { WORTH_A_PRODUCT } else { WORTH_IT };
+    let mut best = (off * least, None);
     for mut by in powers.into_iter().chain(shared).chain(outliers) {
         normalise(&mut by);
         let n = noise.of(&by);
@@ -191,6 +263,52 @@ pub fn factors(
         }
     }
     Ok(best.1)
+}
+
+/// A layer behind a site, or one channel of a depthwise convolution.
+struct Part {
+    /// `[outputs][inputs]`.
+    weight: Array2<f32>,
+    /// Of each input.
+    variance: Vec<f64>,
+    /// Channel of the first input, and how many inputs are of one channel.
+    first: usize,
+    taps: usize,
+}
+
+impl Part {
+    /// The parts of a layer; `None` where its weight and its inputs do not fit together.
+    fn of(g: &Graph, l: &Layer, m: &InputMoments) -> Result<Option<Vec<Part>>> {
+        let (outputs, groups) = (l.shape[l.out_axis], m.groups());
+        let inputs = elements(&l.shape) / outputs.max(1);
+        let channels = m.extremes().len();
+        let whole = outputs.is_multiple_of(groups) && (inputs * groups).is_multiple_of(channels);
+        let fits = m.mean(0).len() == inputs && whole;
+        if !fits || channels == 0 {
+            return Ok(None);
+        }
+        let whole = to_f32(&g.initializers[&l.weight])?;
+        let shape = if l.out_axis == 0 { (outputs, inputs) } else { (inputs, outputs) };
+        let w = Array2::from_shape_vec(shape, whole).map_err(|e| vedge_runtime::Error::BadModel(e.to_string()))?;
+        let w = if l.out_axis == 0 { w } else { w.reversed_axes().as_standard_layout().into_owned() };
+        let (taps, each) = (inputs * groups / channels, outputs / groups);
+        let part = |group: usize| Part {
+            weight: w.slice(s![group * each..(group + 1) * each, ..]).to_owned(),
+            variance: m.covariance(group).diag().to_vec(),
+            first: group * inputs / taps,
+            taps,
+        };
+        Ok(Some((0..groups).map(part).collect()))
+    }
+
+    fn channel(&self, input: usize) -> usize {
+        self.first + input / self.taps
+    }
+
+    /// The weights of each input, with its channel.
+    fn by_channel(&self) -> impl Iterator<Item = (usize, ArrayView1<'_, f32>)> {
+        self.weight.axis_iter(Axis(1)).enumerate().map(|(i, w)| (self.channel(i), w))
+    }
 }
 
 /// Makes the geometric mean one; channels without a usable factor stay as they are.
@@ -202,56 +320,62 @@ fn normalise(by: &mut [f32]) {
 
 /// Predicts the noise of the outputs of the layers behind a site.
 struct Noise<'a> {
-    moments: &'a InputMoments,
+    extremes: &'a [(f32, f32)],
+    /// Rows that get a range of their own each; none where one range is for all.
     rows: Array2<f32>,
-    variance: Vec<f64>,
-    weights: &'a [Array2<f32>],
-    /// Sum of squares of each input's weights.
+    parts: &'a [Part],
+    /// Sum of squares of each channel's weights.
     squares: Vec<f64>,
-    kind: Activations,
 }
 
 impl Noise<'_> {
-    fn new<'a>(moments: &'a InputMoments, weights: &'a [Array2<f32>], kind: Activations) -> Noise<'a> {
-        let square = |j| weights.iter().flat_map(|w| w.column(j).to_vec()).map(|v| f64::from(v).powi(2)).sum();
-        Noise {
-            rows: moments.kept(),
-            variance: moments.covariance(0).diag().to_vec(),
-            squares: (0..moments.extremes().len()).map(square).collect(),
-            moments,
-            weights,
-            kind,
+    fn new<'a>(seen: &'a InputMoments, parts: &'a [Part], kind: Activations) -> Noise<'a> {
+        let width = seen.extremes().len();
+        let mut squares = vec![0.0; width];
+        for (j, w) in parts.iter().flat_map(Part::by_channel) {
+            squares[j] += w.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
         }
+        // A convolution's input has one range for the whole picture.
+        let rows = match kind {
+            Activations::PerToken if seen.view() == View::Rows => seen.kept(),
+            _ => Array2::zeros((0, width)),
+        };
+        Noise { extremes: seen.extremes(), rows, parts, squares }
     }
 
     fn of(&self, by: &[f32]) -> f64 {
         let step = |range: (f32, f32)| f64::from(Affine::over(range).scale).powi(2) / 12.0;
         let divided =
             |range: (f32, f32), (low, high): (f32, f32), f: &f32| (range.0.min(low / f), range.1.max(high / f));
-        let input = match self.kind {
-            Activations::Static => {
-                step(self.moments.extremes().iter().zip(by).fold((0.0, 0.0), |r, (e, f)| divided(r, *e, f)))
-            }
-            Activations::PerToken => {
-                let of = |row: ndarray::ArrayView1<'_, f32>| {
+        let input = match self.rows.nrows() {
+            0 => step(self.extremes.iter().zip(by).fold((0.0, 0.0), |r, (e, f)| divided(r, *e, f))),
+            rows => {
+                let of = |row: ArrayView1<'_, f32>| {
                     step(row.iter().zip(by).fold((0.0, 0.0), |r, (v, f)| divided(r, (*v, *v), f)))
                 };
-                self.rows.axis_iter(Axis(0)).map(of).sum::<f64>() / self.rows.nrows().max(1) as f64
+                self.rows.axis_iter(Axis(0)).map(of).sum::<f64>() / rows as f64
             }
         };
         let from_input: f64 = self.squares.iter().zip(by).map(|(s, f)| s * f64::from(*f).powi(2)).sum::<f64>() * input;
-        let spread: f64 = self.variance.iter().zip(by).map(|(v, f)| v / f64::from(*f).powi(2)).sum();
-        let mut steps = 0.0;
-        for row in self.weights.iter().flat_map(|w| w.rows()) {
+        from_input + self.parts.iter().map(|p| p.rounding(by)).sum::<f64>()
+    }
+}
+
+impl Part {
+    /// Noise from the rounding of the weights.
+    fn rounding(&self, by: &[f32]) -> f64 {
+        let factors: Vec<f32> = (0..self.weight.ncols()).map(|i| by[self.channel(i)]).collect();
+        let spread: f64 = self.variance.iter().zip(&factors).map(|(v, f)| v / f64::from(*f).powi(2)).sum();
+        let step = |row: ArrayView1<'_, f32>| {
             let (mut largest, mut squares) = (0f64, 0f64);
-            for (w, f) in row.iter().zip(by) {
+            for (w, f) in row.iter().zip(&factors) {
                 let w = f64::from(w * f);
                 largest = largest.max(w.abs());
                 squares += w * w;
             }
-            steps += (largest / 127.0).max((squares / by.len() as f64).sqrt() / NARROW_RMS).powi(2) / 12.0;
-        }
-        from_input + steps * spread
+            (largest / 127.0).max((squares / factors.len() as f64).sqrt() / NARROW_RMS).powi(2) / 12.0
+        };
+        spread * self.weight.rows().into_iter().map(step).sum::<f64>()
     }
 }
 
@@ -266,23 +390,50 @@ pub fn apply(
     chosen: &[(&Site, Vec<f32>)],
 ) -> Result<(Graph, Statistics)> {
     let (mut g, mut statistics) = (g.clone(), statistics.clone());
+    let mut products = vec![];
     for (site, by) in chosen {
         for d in &site.divide {
             rescale(&mut g, d.node, d.slot, d.axis, |c| d.channels[c].map_or(1.0, |j| 1.0 / by[j]))?;
         }
         for l in site.layers.iter().map(|i| &layers[*i]) {
-            rescale(&mut g, l.node, 1, 1 - l.out_axis, |j| by[j])?;
+            rescale(&mut g, l.node, 1, l.in_axis(), |j| by[j])?;
         }
-        if let Some(m) = statistics.moments.get_mut(&(site.value.clone(), View::Rows)) {
-            *m = m.divided(by);
+        let mut value = site.value.clone();
+        if site.by == By::Product {
+            let (node, at) = product(&mut g, site, layers, by);
+            value.clone_from(&node.output[0]);
+            products.push((at, node));
+        }
+        statistics.observed.remove(&site.value);
+        let views = statistics.moments.keys().filter(|(v, _)| *v == site.value).map(|(_, view)| *view);
+        for view in views.collect::<Vec<_>>() {
+            let Some(m) = statistics.moments.remove(&(site.value.clone(), view)) else { continue };
+            let m = m.divided(by);
             let mut seen = vedge_calibration::Histogram::default();
             seen.add(m.kept().iter().copied());
             seen.add(m.extremes().iter().flat_map(|(low, high)| [*low, *high]));
-            statistics.observed.insert(site.value.clone(), seen);
+            statistics.observed.insert(value.clone(), seen);
+            statistics.moments.insert((value.clone(), view), m);
         }
     }
+    // The last first, so that the places of the others stay.
+    products.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
+    products.into_iter().for_each(|(at, node)| g.nodes.insert(at, node));
     g.prune_unused();
     Ok((g, statistics))
+}
+
+/// A product that divides a value for the layers of its site, and where it belongs: before the first of them.
+fn product(g: &mut Graph, site: &Site, layers: &[Layer], by: &[f32]) -> (NodeProto, usize) {
+    let [even, row] = ["even", "factors"].map(|s| g.fresh(&format!("{}.{s}", site.value)));
+    let factors: Vec<f32> = by.iter().map(|f| 1.0 / f).collect();
+    g.initializers.insert(row.clone(), f32_tensor(&row, &[by.len()], &factors));
+    let shape = g.shape(&site.value).unwrap_or_default();
+    g.value_info.insert(even.clone(), value_info(&even, DType::Float, &shape));
+    let nodes: Vec<usize> = site.layers.iter().map(|i| layers[*i].node).collect();
+    nodes.iter().for_each(|at| g.nodes[*at].input[0].clone_from(&even));
+    let first = nodes.into_iter().min().expect("a site has layers");
+    (NodeProto::of("Mul", &[&site.value, &row], &[&even], vec![]), first)
 }
 
 /// Multiplies a node's constant along an axis, under a name of its own.
@@ -301,4 +452,4 @@ fn rescale(g: &mut Graph, node: usize, slot: usize, axis: usize, factor: impl Fn
 
 #[cfg(test)]
 #[path = "smooth_tests.rs"]
-mod tests;
+pub(super) mod tests;

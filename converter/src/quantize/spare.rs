@@ -2,15 +2,16 @@
 //! weights and float arithmetic (as a rule the patch embedding, which reads pixels, or the first convolutions).
 
 use super::layers::macs;
-use super::search::{Attempt, Search, best, hopeless};
+use super::search::{Attempt, Search, best, better, hopeless};
 use crate::progress;
 use vedge_runtime::{Error, Result};
 
 /// Share of the model's multiply-accumulates in layers that may stay float for the sake of accuracy: float layers take
 /// about three times as long, so this much costs a model about one part in twenty-five of its speed.
 const BUDGET: f64 = 0.02;
-/// Gain below which no layer stays float, dB.
-const WORTH_DB: f64 = 0.5;
+/// Gain below which no layer stays float, dB; and what each percent of the work has to gain.
+const WORTH_DB: f64 = 0.1;
+const WORTH_DB_PERCENT: f64 = 0.25;
 /// Noise for its work, against that of the whole model, from which on a layer may stay float.
 const MUCH: f64 = 5.0;
 /// Layers measured together first.
@@ -79,15 +80,12 @@ impl Search<'_> {
         if float == a.spared {
             return Ok(None);
         }
+        let percent = 100.0 * BUDGET * (budget - left) / budget;
         let spared = self.leaving(a, float, &bar)?;
         bar.finish_and_clear();
         let gain = spared.candidate.effect.sqnr - a.candidate.effect.sqnr;
-        Ok((gain >= WORTH_DB).then_some(spared))
+        Ok((gain >= WORTH_DB.max(WORTH_DB_PERCENT * percent)).then_some(spared))
     }
-}
-
-fn better<'a>(a: &'a Attempt, b: &'a Attempt) -> &'a Attempt {
-    if b.candidate.effect.sqnr > a.candidate.effect.sqnr { b } else { a }
 }
 
 #[cfg(test)]

@@ -370,6 +370,7 @@ mod tests {
                         };
                         Filter::Dense(Linear {
                             norm: None,
+                            factors: None,
                             table: None,
                             weights,
                             bias: bias_panels(&bias),
@@ -413,7 +414,16 @@ mod tests {
                 };
                 let bias = bias_panels(&SelfTest::input(4, oc));
                 let activation = Activation::None;
-                let linear = Linear { norm: None, table: None, weights, bias, activation, then: vec![], order: vec![] };
+                let linear = Linear {
+                    norm: None,
+                    factors: None,
+                    table: None,
+                    weights,
+                    bias,
+                    activation,
+                    then: vec![],
+                    order: vec![],
+                };
                 let filter = if patches { Filter::Patches(linear) } else { Filter::Dense(linear) };
                 let mut out = vec![f32::NAN; rows * columns * oc];
                 Conv { geometry, filter }.run(&exec, x, &mut out);

@@ -333,6 +333,7 @@ mod tests {
                 };
                 Linear {
                     norm: None,
+                    factors: None,
                     table: None,
                     weights,
                     bias: bias_panels(&SelfTest::input(seed + 1, n)),

@@ -46,11 +46,13 @@ pub enum Weights {
     F32(F32Weights),
 }
 
-/// `activation(norm(x) · Wᵀ + bias) + residual` for rows x.
+/// `activation(factors · norm(x) · Wᵀ + bias) + residual` for rows x.
 #[derive(Clone, Debug)]
 pub struct Linear {
     /// LayerNorm of the input, if fused.
     pub norm: Option<Norm>,
+    /// Factor of each input before it is quantized, if there are any: they even out what a static scale must reach.
+    pub factors: Option<Vec<f32>>,
     /// Function of the input, which integer weights quantize with a static scale, if fused.
     pub table: Option<ByteTable>,
     /// Weights `[n][k]`.
@@ -93,6 +95,7 @@ struct Source<'a> {
 
 #[derive(Default)]
 struct Scratch {
+    /// Rows as they are quantized.
     prepared: Vec<f32>,
     rows: Quantized,
 }
@@ -227,7 +230,7 @@ impl Linear {
         s: &mut Scratch,
     ) {
         let (k, Source { x, first, rows }) = (self.k(), source);
-        let x = if self.norm.is_none() && self.order.is_empty() {
+        let x = if self.norm.is_none() && self.factors.is_none() && self.order.is_empty() {
             &x[first * k..][..rows * k]
         } else {
             let prepared = room(&mut s.prepared, rows * k);
@@ -237,6 +240,9 @@ impl Linear {
                     // SAFETY: `kernels` came from `available`.
                     Some(norm) => unsafe { (kernels.rows.layer_norm)(x, norm, y) },
                     None => y.copy_from_slice(x),
+                }
+                if let Some(factors) = &self.factors {
+                    y.iter_mut().zip(factors).for_each(|(y, f)| *y *= f);
                 }
             }
             prepared

@@ -37,7 +37,7 @@ pub fn float(kernels: &Kernels) -> f64 {
 
 fn layer(weights: Weights) -> Linear {
     let (bias, activation) = (bias_panels(&[0.; NR]), Activation::None);
-    Linear { norm: None, table: None, weights, bias, activation, then: vec![], order: vec![] }
+    Linear { norm: None, factors: None, table: None, weights, bias, activation, then: vec![], order: vec![] }
 }
 
 fn best(k: usize, mut f: impl FnMut()) -> f64 {

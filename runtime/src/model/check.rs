@@ -132,6 +132,7 @@ fn layers(layers: &[&Linear], input: &[usize], residual: &[Vec<usize>], output: 
     let mut width = input.last().copied().unwrap_or(0);
     for l in layers {
         let norm = l.norm.as_ref().is_none_or(|norm| norm.gamma.len() == l.k() && norm.beta.len() == l.k());
+        let norm = norm && l.factors.as_ref().is_none_or(|f| f.len() == l.k());
         let fits = l.k() == width && l.k() > 0 && l.n() > 0 && norm && l.bias.len() * NR >= l.n();
         need(fits, || format!("weights of {} inputs and {} outputs for rows of {width}", l.k(), l.n()))?;
         width = l.n();
@@ -186,7 +187,7 @@ impl Conv {
         let (k, oc) = (g.taps() * g.input[2], g.output[2]);
         let fits = match &self.filter {
             Filter::Dense(l) | Filter::Patches(l) => {
-                l.norm.is_none() && l.k() == k && l.n() == oc && l.bias.len() * NR >= oc
+                l.norm.is_none() && l.factors.is_none() && l.k() == k && l.n() == oc && l.bias.len() * NR >= oc
             }
             Filter::Depthwise(d) => d.fits(g),
         };

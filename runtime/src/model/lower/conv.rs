@@ -247,7 +247,16 @@ impl Found {
                 }
             };
             let bias = bias_panels(&bias);
-            let linear = Linear { norm: None, table: None, weights, bias, activation, then: vec![], order: vec![] };
+            let linear = Linear {
+                norm: None,
+                factors: None,
+                table: None,
+                weights,
+                bias,
+                activation,
+                then: vec![],
+                order: vec![],
+            };
             return match geometry.is_pointwise() {
                 true => Fused::Linear(Box::new(linear)),
                 false => {

@@ -1,5 +1,5 @@
-//! Linear layers: MatMul or Gemm with constant weights, and what follows them: bias, per-channel scale (LayerScale),
-//! element-wise function, residual.
+//! Linear layers: MatMul or Gemm with constant weights, factors of their inputs, and what follows them: bias, per-channel
+//! scale (LayerScale), element-wise function, residual.
 
 use super::constant::{Constant, constant, quantized};
 use super::pairs::Pair;
@@ -16,6 +16,7 @@ use crate::onnx::{DType, Graph, NodeProto, Uses, elements};
 struct Found {
     nodes: Vec<usize>,
     input: String,
+    factors: Option<Vec<f32>>,
     quant: Option<InputQuant>,
     weight: Constant,
     /// Whether the weight is stored `[k][n]`, as for MatMul.
@@ -37,6 +38,7 @@ pub fn run(l: &mut Lowered, kernels: &Kernels, per_token: bool) -> Result<()> {
             continue;
         }
         let Some(mut found) = head(&l.graph, &uses, i, per_token) else { continue };
+        enter(&l.graph, &uses, &r, &mut found);
         extend(l, &uses, &r, &mut found);
         if let Some(note) = found.note.take() {
             l.notes.insert(found.output.clone(), note);
@@ -45,6 +47,7 @@ pub fn run(l: &mut Lowered, kernels: &Kernels, per_token: bool) -> Result<()> {
         inputs.extend(found.residual.as_deref());
         let linear = Linear {
             norm: None,
+            factors: found.factors.take(),
             table: None,
             weights: pack(kernels, &found),
             bias: bias_panels(&found.bias),
@@ -92,6 +95,7 @@ fn head(g: &Graph, uses: &Uses, i: usize, per_token: bool) -> Option<Found> {
     let mut found = Found {
         nodes: vec![i],
         input: x.into(),
+        factors: None,
         quant: None,
         weight,
         by_input,
@@ -106,6 +110,26 @@ fn head(g: &Graph, uses: &Uses, i: usize, per_token: bool) -> Option<Found> {
     choose_quant(g, uses, per_token, &mut found);
     found.input = same_rows(g, uses, &found.input, k).into();
     Some(found)
+}
+
+/// Takes a product with a constant row before the layer.
+fn enter(g: &Graph, uses: &Uses, r: &Rewrites, f: &mut Found) {
+    let Some(at) = uses.producer(&f.input).filter(|&at| r.is_free(at)) else { return };
+    let n = &g.nodes[at];
+    let [a, b] = n.input.as_slice() else { return };
+    if n.op_type() != "Mul" || !n.domain().is_empty() {
+        return;
+    }
+    let Some(inputs) = g.shape(&f.input).and_then(|s| s.last().copied()) else { return };
+    for (x, row) in [(a, b), (b, a)] {
+        if !g.initializers.contains_key(x)
+            && g.fact(x) == g.fact(&f.input)
+            && let Some(factors) = per_column(g, row, inputs)
+        {
+            (f.factors, f.input) = (Some(factors), x.clone());
+            return;
+        }
+    }
 }
 
 /// The value that reshapes made the rows of `k` elements from.
@@ -332,8 +356,8 @@ pub fn join_pairs(l: &mut Lowered, kernels: &Kernels) {
 
 /// Moves a table at the end of a layer into the next one's quantization.
 fn take_table(kernels: &Kernels, one: &mut Linear, two: &mut Linear) {
-    if let (Some(Step::Table(table)), Weights::I8(_, InputQuant::Static { scale, zero }), None) =
-        (one.then.last(), &two.weights, &two.norm)
+    if let (Some(Step::Table(table)), Weights::I8(_, InputQuant::Static { scale, zero }), None, None) =
+        (one.then.last(), &two.weights, &two.norm, &two.factors)
     {
         two.table = Some(ByteTable::of(table, kernels, *scale, *zero));
         one.then.pop();
