@@ -104,8 +104,8 @@ pub unsafe fn tile_f32_of<const FMA: bool>(
 macro_rules! row_fns {
     ($fma:literal $(, $feature:literal)?) => {
         pub(super) const ROWS: RowFns = RowFns {
-            range, quantize, codes, lookup, lookup_sum, magnitude, round_i16, layer_norm, finish_f32, activate, round, add, exponentials,
-            depthwise_i8, depthwise_f32,
+            range, quantize, codes, lookup, lookup_sum, magnitude, round_i16, layer_norm, finish_f32, activate, round, add, times,
+            exponentials, depthwise_i8, depthwise_f32,
         };
         $(#[target_feature(enable = $feature)])?
         fn range(x: &[f32]) -> (f32, f32) {
@@ -155,6 +155,10 @@ macro_rules! row_fns {
         $(#[target_feature(enable = $feature)])?
         fn add(x: &mut [f32], y: &[f32]) {
             rows::add(x, y);
+        }
+        $(#[target_feature(enable = $feature)])?
+        fn times(x: &[f32], y: &[f32], out: &mut [f32]) {
+            rows::times(x, y, out);
         }
         $(#[target_feature(enable = $feature)])?
         fn exponentials(x: &mut [f32], n: usize, scale: f32) -> f32 {

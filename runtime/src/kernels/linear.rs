@@ -185,7 +185,8 @@ impl Linear {
         });
     }
 
-    /// As [`Linear::run`] for rows from `start` on, on the caller's thread alone. The layer must not [read its rows as a whole](Linear::reads_whole).
+    /// As [`Linear::run`] for rows from `start` on, on the caller's thread alone. The layer must not [read its rows as a
+    /// whole](Linear::reads_whole).
     ///
     /// # Panics
     /// When the lengths do not match.
@@ -236,12 +237,13 @@ impl Linear {
             let prepared = room(&mut s.prepared, rows * k);
             for (row, y) in (first..).zip(prepared.chunks_exact_mut(k)) {
                 let x = &x[self.order.get(row).map_or(row, |&row| row as usize) * k..][..k];
-                match &self.norm {
+                match (&self.norm, &self.factors) {
+                    (Some(norm), _) => kernels.layer_norm(norm, x, y),
                     // SAFETY: `kernels` came from `available`.
-                    Some(norm) => unsafe { (kernels.rows.layer_norm)(x, norm, y) },
-                    None => y.copy_from_slice(x),
+                    (None, Some(factors)) => unsafe { (kernels.rows.times)(x, factors, y) },
+                    (None, None) => y.copy_from_slice(x),
                 }
-                if let Some(factors) = &self.factors {
+                if let (Some(_), Some(factors)) = (&self.norm, &self.factors) {
                     y.iter_mut().zip(factors).for_each(|(y, f)| *y *= f);
                 }
             }

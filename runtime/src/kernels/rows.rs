@@ -125,6 +125,8 @@ pub struct RowFns {
     pub round: unsafe fn(x: &mut [f32], factor: f32, grid: Grid),
     /// x[i] = x[i] + y[i].
     pub add: unsafe fn(x: &mut [f32], y: &[f32]),
+    /// out[i] = x[i] · y[i].
+    pub times: unsafe fn(x: &[f32], y: &[f32], out: &mut [f32]),
     /// `exp(scale · x − largest)` of the first `n` values in place, those after them any value; returns the factor
     /// that makes the `n` sum to 1: a softmax before its last step. `x` is a multiple of [`LANES`] long.
     pub exponentials: unsafe fn(x: &mut [f32], n: usize, scale: f32) -> f32,
@@ -412,6 +414,13 @@ pub fn round(x: &mut [f32], factor: f32, grid: Grid) {
 pub fn add(x: &mut [f32], y: &[f32]) {
     for (x, y) in x.iter_mut().zip(y) {
         *x += y;
+    }
+}
+
+#[inline(always)]
+pub fn times(x: &[f32], y: &[f32], out: &mut [f32]) {
+    for ((x, y), out) in x.iter().zip(y).zip(out) {
+        *out = x * y;
     }
 }
 

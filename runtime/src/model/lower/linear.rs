@@ -112,8 +112,11 @@ fn head(g: &Graph, uses: &Uses, i: usize, per_token: bool) -> Option<Found> {
     Some(found)
 }
 
-/// Takes a product with a constant row before the layer.
+/// Takes a product with a constant row before the layer, but where the product's own range is what quantizes it.
 fn enter(g: &Graph, uses: &Uses, r: &Rewrites, f: &mut Found) {
+    if f.quant == Some(InputQuant::Whole) {
+        return;
+    }
     let Some(at) = uses.producer(&f.input).filter(|&at| r.is_free(at)) else { return };
     let n = &g.nodes[at];
     let [a, b] = n.input.as_slice() else { return };

@@ -128,6 +128,28 @@ fn the_dynamic_form_finds_its_range_in_the_whole_value() {
 }
 
 #[test]
+fn the_dynamic_form_finds_the_range_of_what_it_quantizes() {
+    let factors = [4., 1., 0.5];
+    let mut c = weights();
+    c.push(scale("factors", &factors));
+    let nodes = vec![
+        node("Mul", &["x", "factors"], &["xf"]),
+        node("DynamicQuantizeLinear", &["xf"], &["xq", "xs", "xz"]),
+        node("MatMulInteger", &["xq", "w", "xz", "wz"], &["i"]),
+        NodeProto::of("Cast", &["i"], &["f"], vec![attr::int("to", DType::Float as i64)]),
+        node("Mul", &["xs", "ws"], &["s"]),
+        node("Mul", &["f", "s"], &["y"]),
+    ];
+    let (got, plan) = run(graph(&[1, 4, 3], &[1, 4, 2], c, nodes));
+    let x: Vec<f32> = X.iter().enumerate().map(|(i, v)| v * factors[i % 3]).collect();
+    let (low, high) = x.iter().fold((0f32, 0f32), |(l, h), &v| (l.min(v), h.max(v)));
+    let step = (high - low) / 255.;
+    let zero = (-low / step).round();
+    near(&got, &product(&x.iter().map(|v| grid(*v, step, -zero, 255. - zero)).collect::<Vec<_>>()));
+    assert_eq!(integer_layers(&plan), 1, "{plan:?}");
+}
+
+#[test]
 fn fake_quantization_of_weights_and_seven_bit_inputs() {
     // Weights are float in the file; activations use 0…127 of their byte.
     let floats: Vec<f32> = W.iter().enumerate().map(|(i, w)| (*w as f32 + 0.3) * [0.01, 0.02][i % 2]).collect();
