@@ -87,7 +87,7 @@ pub enum Rounding {
 pub struct Candidate {
     /// How activations are quantized.
     pub activations: Activations,
-    /// How ranges were chosen, row by row that of the picture alone; none where all are found at run time.
+    /// How ranges were chosen, row by row those of convolutions' inputs alone; none where all are found at run time.
     pub calibrator: Option<Calibrator>,
     /// How weights were rounded.
     pub rounding: Rounding,
@@ -117,11 +117,13 @@ impl Candidate {
 
     /// What is done, in words.
     pub fn what(&self) -> String {
-        let how = match (self.activations, self.calibrator) {
-            (Activations::Static, Some(c)) => format!("static activations by {}", c.name()),
-            (Activations::Static, None) => "static activations".into(),
-            (_, Some(c)) => format!("activations row by row at run time, pictures by {}", c.name()),
-            (_, None) => "activations row by row at run time".into(),
+        let by = |what: &str| self.calibrator.map_or(String::new(), |c| format!("{what} by {}", c.name()));
+        let how = match self.activations {
+            Activations::Static => by("static activations"),
+            Activations::PerToken => {
+                let calibrated = by(&format!(", {}", counted(self.ranges, "convolution input")));
+                format!("activations row by row at run time{calibrated}")
+            }
         };
         let rounding = match self.rounding {
             Rounding::Nearest => "",

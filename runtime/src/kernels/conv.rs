@@ -278,7 +278,6 @@ impl Conv {
 
 #[cfg(test)]
 mod tests {
-    use super::super::linear::bias_panels;
     use super::super::{Activation, F32Weights, I8Weights};
     use super::*;
     use crate::model::card::SelfTest;
@@ -368,16 +367,7 @@ mod tests {
                             true => Weights::I8(I8Weights::pack(exec.kernels, oc, k, &q, &scale), quant),
                             false => Weights::F32(F32Weights::pack(oc, k, |row, i| weights[row * k + i])),
                         };
-                        Filter::Dense(Linear {
-                            norm: None,
-                            factors: None,
-                            table: None,
-                            weights,
-                            bias: bias_panels(&bias),
-                            activation,
-                            then: vec![],
-                            order: vec![],
-                        })
+                        Filter::Dense(Linear::new(weights, &bias, activation))
                     };
                     let mut out = vec![f32::NAN; g.output.iter().product()];
                     Conv { geometry: g, filter }.run(&exec, &x, &mut out);
@@ -412,18 +402,7 @@ mod tests {
                     true => Weights::I8(I8Weights::pack(exec.kernels, oc, k, &q, &[0.01; 20]), InputQuant::Whole),
                     false => Weights::F32(F32Weights::pack(oc, k, at)),
                 };
-                let bias = bias_panels(&SelfTest::input(4, oc));
-                let activation = Activation::None;
-                let linear = Linear {
-                    norm: None,
-                    factors: None,
-                    table: None,
-                    weights,
-                    bias,
-                    activation,
-                    then: vec![],
-                    order: vec![],
-                };
+                let linear = Linear::new(weights, &SelfTest::input(4, oc), Activation::None);
                 let filter = if patches { Filter::Patches(linear) } else { Filter::Dense(linear) };
                 let mut out = vec![f32::NAN; rows * columns * oc];
                 Conv { geometry, filter }.run(&exec, x, &mut out);

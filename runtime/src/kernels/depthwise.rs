@@ -301,7 +301,7 @@ impl Bottleneck {
 #[cfg(test)]
 mod tests {
     use super::super::conv::{Conv, Filter};
-    use super::super::linear::{Weights, bias_panels};
+    use super::super::linear::Weights;
     use super::super::{F32Weights, I8Weights};
     use super::*;
     use crate::model::card::SelfTest;
@@ -331,16 +331,7 @@ mod tests {
                     true => Weights::I8(I8Weights::pack(exec.kernels, n, k, &integer(&values), &vec![0.004; n]), quant),
                     false => Weights::F32(F32Weights::pack(n, k, |row, i| values[row * k + i])),
                 };
-                Linear {
-                    norm: None,
-                    factors: None,
-                    table: None,
-                    weights,
-                    bias: bias_panels(&SelfTest::input(seed + 1, n)),
-                    activation,
-                    then: vec![],
-                    order: vec![],
-                }
+                Linear::new(weights, &SelfTest::input(seed + 1, n), activation)
             };
             let values = SelfTest::input(5, 9 * c);
             let taps = match integers {

@@ -114,11 +114,17 @@ thread_local! {
 }
 
 /// Bias in panels of [`NR`].
-pub fn bias_panels(bias: &[f32]) -> Vec<[f32; NR]> {
+fn bias_panels(bias: &[f32]) -> Vec<[f32; NR]> {
     bias.chunks(NR).map(|c| std::array::from_fn(|i| c.get(i).copied().unwrap_or(0.))).collect()
 }
 
 impl Linear {
+    /// Weights and what every layer has; nothing else before or after.
+    pub fn new(weights: Weights, bias: &[f32], activation: Activation) -> Linear {
+        let bias = bias_panels(bias);
+        Linear { norm: None, factors: None, table: None, weights, bias, activation, then: vec![], order: vec![] }
+    }
+
     /// Inputs.
     pub fn k(&self) -> usize {
         match &self.weights {

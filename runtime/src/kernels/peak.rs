@@ -1,7 +1,7 @@
 //! How fast the kernels multiply at best: operands in the first-level cache and nothing around the products. What a layer
 //! reaches is judged against this.
 
-use super::linear::{InputQuant, Linear, Rows, Weights, bias_panels};
+use super::linear::{InputQuant, Linear, Rows, Weights};
 use super::{Activation, F32Weights, I8Weights, Kernels, NR, Quants, RowQuant};
 use std::time::Instant;
 
@@ -36,8 +36,7 @@ pub fn float(kernels: &Kernels) -> f64 {
 }
 
 fn layer(weights: Weights) -> Linear {
-    let (bias, activation) = (bias_panels(&[0.; NR]), Activation::None);
-    Linear { norm: None, factors: None, table: None, weights, bias, activation, then: vec![], order: vec![] }
+    Linear::new(weights, &[0.; NR], Activation::None)
 }
 
 fn best(k: usize, mut f: impl FnMut()) -> f64 {

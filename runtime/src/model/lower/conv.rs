@@ -10,7 +10,7 @@ use super::{Fused, Lowered, Rewrites, fused_index};
 use crate::error::Result;
 use crate::kernels::conv::{Conv, Filter, Geometry};
 use crate::kernels::depthwise::{Bottleneck, Depthwise, Taps};
-use crate::kernels::linear::{InputQuant, Linear, Weights, bias_panels};
+use crate::kernels::linear::{InputQuant, Linear, Weights};
 use crate::kernels::{Activation, F32Weights, I8Weights, Kernels};
 use crate::model::check::EXACT_INPUTS;
 use crate::onnx::{DType, Graph, NodeProto, Uses, attr};
@@ -246,17 +246,7 @@ impl Found {
                     Weights::F32(F32Weights::pack(oc, k, |row, i| values[at(row, i)]))
                 }
             };
-            let bias = bias_panels(&bias);
-            let linear = Linear {
-                norm: None,
-                factors: None,
-                table: None,
-                weights,
-                bias,
-                activation,
-                then: vec![],
-                order: vec![],
-            };
+            let linear = Linear::new(weights, &bias, activation);
             return match geometry.is_pointwise() {
                 true => Fused::Linear(Box::new(linear)),
                 false => {

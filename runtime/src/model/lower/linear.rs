@@ -5,7 +5,7 @@ use super::constant::{Constant, constant, quantized};
 use super::pairs::Pair;
 use super::{Fused, Lowered, Rewrites, fused_index};
 use crate::error::Result;
-use crate::kernels::linear::{InputQuant, Linear, Step, Weights, bias_panels};
+use crate::kernels::linear::{InputQuant, Linear, Step, Weights};
 use crate::kernels::requantize::ByteTable;
 use crate::kernels::{Activation, F32Weights, I8Weights, Kernels};
 use crate::model::check::EXACT_INPUTS;
@@ -46,14 +46,9 @@ pub fn run(l: &mut Lowered, kernels: &Kernels, per_token: bool) -> Result<()> {
         let mut inputs = vec![found.input.as_str()];
         inputs.extend(found.residual.as_deref());
         let linear = Linear {
-            norm: None,
             factors: found.factors.take(),
-            table: None,
-            weights: pack(kernels, &found),
-            bias: bias_panels(&found.bias),
-            activation: found.activation,
-            then: found.then,
-            order: vec![],
+            then: std::mem::take(&mut found.then),
+            ..Linear::new(pack(kernels, &found), &found.bias, found.activation)
         };
         let new = l.node(Fused::Linear(Box::new(linear)), &inputs, &found.output);
         r.replace(&found.nodes, new);

@@ -88,7 +88,8 @@ fn sink(l: &mut Lowered) {
     }
 }
 
-fn is_move(n: &NodeProto) -> bool {
+/// Whether an operator only moves or renames data.
+pub fn is_move(n: &NodeProto) -> bool {
     n.domain().is_empty() && MOVES.contains(&n.op_type())
 }
 

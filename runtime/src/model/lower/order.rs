@@ -1,6 +1,9 @@
 //! Linear layers that read their rows in another order than they lie in: what movements of whole rows before a layer, or
 //! between it and a residual, become (windows of Swin and their shifts, the patches that MobileViT folds back).
 
+use super::constant::normal_axis;
+use super::movement::is_move;
+use super::view::slices;
 use super::{Fused, Lowered, Rewrites, fused_index};
 use crate::kernels::linear::Linear;
 use crate::onnx::{Graph, NodeProto, Uses};
@@ -133,17 +136,20 @@ fn rows(l: &Lowered, uses: &Uses, value: &str, width: usize) -> Option<Rows> {
 fn moved(l: &Lowered, uses: &Uses, value: &str, leading: &[usize], width: usize) -> Option<Rows> {
     let at = uses.producer(value)?;
     let n = &l.graph.nodes[at];
+    let is_concat = n.op_type() == "Concat" && n.domain().is_empty();
+    if !is_concat && !is_move(n) && !matches!(l.fused_of(n), Some(Fused::Copy(_))) {
+        return None;
+    }
     let mut inputs = vec![];
-    let traced = if n.op_type() == "Concat" && n.domain().is_empty() { n.input.len() } else { 1 };
+    let traced = if is_concat { n.input.len() } else { 1 };
     for input in n.input.iter().take(traced) {
         inputs.push(rows(l, uses, input, width)?);
     }
     let mut nodes = BTreeSet::from([at]);
     inputs.iter_mut().for_each(|i| nodes.append(&mut i.nodes));
     let [Rows { root, index, .. }, others @ ..] = inputs.as_slice() else { return None };
-    let axis = |a: i64| {
-        usize::try_from(if a < 0 { a + index.ndim() as i64 + 1 } else { a }).ok().filter(|&a| a < index.ndim())
-    };
+    // The last axis stays whole.
+    let axis = |a: i64| normal_axis(a, index.ndim() + 1).filter(|&a| a < index.ndim());
     let index = match (l.fused_of(n), n.op_type()) {
         (Some(Fused::Copy(copy)), _) => {
             let places = copy.rows(width)?;
@@ -151,16 +157,16 @@ fn moved(l: &Lowered, uses: &Uses, value: &str, leading: &[usize], width: usize)
             let index = places.into_iter().map(|p| flat.get(p).copied()).collect::<Option<_>>()?;
             ArrayD::from_shape_vec(leading, index).ok()?
         }
-        (None, "Identity" | "Reshape" | "Squeeze" | "Unsqueeze" | "Flatten") if n.domain().is_empty() => {
+        (None, "Identity" | "Reshape" | "Squeeze" | "Unsqueeze" | "Flatten") => {
             ArrayD::from_shape_vec(leading, index.iter().copied().collect()).ok()?
         }
-        (None, "Transpose") if n.domain().is_empty() => {
+        (None, "Transpose") => {
             let (&last, perm) = n.ints("perm")?.split_last()?;
             let perm: Vec<usize> = perm.iter().map(|&p| axis(p)).collect::<Option<_>>()?;
             (last == perm.len() as i64 && perm.len() == index.ndim())
                 .then(|| index.view().permuted_axes(perm).to_owned())?
         }
-        (None, "Concat") if n.domain().is_empty() => {
+        (None, "Concat") => {
             let axis = axis(n.int("axis", 0))?;
             if others.iter().any(|o| o.root != *root) {
                 return None;
@@ -168,22 +174,12 @@ fn moved(l: &Lowered, uses: &Uses, value: &str, leading: &[usize], width: usize)
             let parts: Vec<_> = inputs.iter().map(|i| i.index.view()).collect();
             concatenate(Axis(axis), &parts).ok()?
         }
-        (None, "Slice") if n.domain().is_empty() => {
-            let (starts, ends) = (l.graph.const_i64(n.input_name(1))?, l.graph.const_i64(n.input_name(2))?);
-            let axes = match n.input_name(3) {
-                "" => (0..starts.len() as i64).collect(),
-                a => l.graph.const_i64(a)?,
-            };
-            let steps = match n.input_name(4) {
-                "" => vec![1; starts.len()],
-                s => l.graph.const_i64(s)?,
-            };
+        (None, "Slice") => {
             let mut part = index.view();
-            for (((start, end), a), step) in starts.into_iter().zip(ends).zip(axes).zip(steps) {
-                let axis = axis(a).filter(|_| step > 0)?;
-                let size = part.shape()[axis] as i64;
-                let [start, end] = [start, end].map(|i| if i < 0 { i + size } else { i }.clamp(0, size) as isize);
-                part.slice_axis_inplace(Axis(axis), Slice::new(start, Some(end.max(start)), step as isize));
+            for p in slices(&l.graph, n)? {
+                let axis = axis(p.axis).filter(|_| p.step > 0)?;
+                let [start, end] = p.bounds(part.shape()[axis]).map(|i| i as isize);
+                part.slice_axis_inplace(Axis(axis), Slice::new(start, Some(end.max(start)), p.step as isize));
             }
             part.to_owned()
         }

@@ -1,6 +1,7 @@
 //! Where a value's elements live: traces it back through operators that only move or rename data.
 
-use crate::onnx::{Graph, Uses, elements};
+use super::constant::normal_axis;
+use crate::onnx::{Graph, NodeProto, Uses, elements};
 
 /// A strided window on the tensor `root`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,8 +68,6 @@ fn step(g: &Graph, uses: &Uses, name: &str, shape: &[usize], steps: usize, simpl
     }
     let mut v = within(g, uses, n.input_name(0), steps.checked_sub(1)?, simple)?;
     let rank = v.axes.len();
-    let axis =
-        |a: i64, rank: usize| usize::try_from(if a < 0 { a + rank as i64 } else { a }).ok().filter(|&a| a < rank);
     match n.op_type() {
         "Identity" => {}
         "Transpose" => {
@@ -78,34 +77,21 @@ fn step(g: &Graph, uses: &Uses, name: &str, shape: &[usize], steps: usize, simpl
         }
         "Reshape" | "Squeeze" | "Unsqueeze" | "Flatten" => v.axes = reshape(&v.axes, shape)?,
         "Slice" => {
-            let (starts, ends) = (g.const_i64(n.input_name(1))?, g.const_i64(n.input_name(2))?);
-            let axes = match n.input_name(3) {
-                "" => (0..starts.len() as i64).collect(),
-                a => g.const_i64(a)?,
-            };
-            let unit = match n.input_name(4) {
-                "" => true,
-                s => g.const_i64(s)?.iter().all(|&s| s == 1),
-            };
-            if !unit {
-                return None;
-            }
-            for ((&start, &end), &a) in starts.iter().zip(&ends).zip(&axes) {
-                let a = axis(a, rank)?;
-                let size = size_of(&v.axes[a]) as i64;
-                let [start, end] = [start, end].map(|i| if i < 0 { i + size } else { i }.clamp(0, size) as usize);
+            for part in slices(g, n)? {
+                let a = normal_axis(part.axis, rank).filter(|_| part.step == 1)?;
+                let [start, end] = part.bounds(size_of(&v.axes[a]));
                 v.cut(a, start, end.checked_sub(start)?)?;
             }
         }
         "Split" => {
-            let a = axis(n.int("axis", 0), rank)?;
+            let a = normal_axis(n.int("axis", 0), rank)?;
             let before = n.output.iter().take_while(|o| *o != name);
             let start = before.map(|o| g.shape(o).and_then(|s| s.get(a).copied()));
             v.cut(a, start.sum::<Option<usize>>()?, *shape.get(a)?)?;
         }
         "Gather" => {
             let t = g.initializers.get(n.input_name(1)).filter(|t| t.dims.is_empty())?;
-            let a = axis(n.int("axis", 0), rank)?;
+            let a = normal_axis(n.int("axis", 0), rank)?;
             let i = crate::onnx::to_i64(t).ok()?[0];
             let i = if i < 0 { i + size_of(&v.axes[a]) as i64 } else { i };
             v.cut(a, usize::try_from(i).ok()?, 1)?;
@@ -114,6 +100,38 @@ fn step(g: &Graph, uses: &Uses, name: &str, shape: &[usize], steps: usize, simpl
         _ => return None,
     }
     (v.axes.iter().map(|a| size_of(a)).eq(shape.iter().copied())).then_some(v)
+}
+
+/// What a Slice takes of one axis, as the file states it.
+pub struct Part {
+    /// The axis; from the end where negative.
+    pub axis: i64,
+    /// Elements from one to the next.
+    pub step: i64,
+    range: [i64; 2],
+}
+
+impl Part {
+    /// First element and one past the last of an axis of that size, for steps forward.
+    pub fn bounds(&self, size: usize) -> [usize; 2] {
+        let size = size as i64;
+        self.range.map(|i| if i < 0 { i + size } else { i }.clamp(0, size) as usize)
+    }
+}
+
+/// The parts that a Slice with constant bounds takes.
+pub fn slices(g: &Graph, n: &NodeProto) -> Option<Vec<Part>> {
+    let (starts, ends) = (g.const_i64(n.input_name(1))?, g.const_i64(n.input_name(2))?);
+    let axes = match n.input_name(3) {
+        "" => (0..starts.len() as i64).collect(),
+        a => g.const_i64(a)?,
+    };
+    let steps = match n.input_name(4) {
+        "" => vec![1; starts.len()],
+        s => g.const_i64(s)?,
+    };
+    let parts = starts.into_iter().zip(ends).zip(axes).zip(steps);
+    Some(parts.map(|(((start, end), axis), step)| Part { axis, step, range: [start, end] }).collect())
 }
 
 fn size_of(factors: &[(usize, usize)]) -> usize {
