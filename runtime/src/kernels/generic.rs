@@ -105,7 +105,7 @@ macro_rules! row_fns {
     ($fma:literal $(, $feature:literal)?) => {
         pub(super) const ROWS: RowFns = RowFns {
             range, quantize, codes, lookup, lookup_sum, magnitude, round_i16, layer_norm, finish_f32, activate, round, add, times,
-            exponentials, depthwise_i8, depthwise_f32,
+            exponentials, softmax_i16, depthwise_i8, depthwise_f32,
         };
         $(#[target_feature(enable = $feature)])?
         fn range(x: &[f32]) -> (f32, f32) {
@@ -163,6 +163,10 @@ macro_rules! row_fns {
         $(#[target_feature(enable = $feature)])?
         fn exponentials(x: &mut [f32], n: usize, scale: f32) -> f32 {
             rows::exponentials::<$fma>(x, n, scale)
+        }
+        $(#[target_feature(enable = $feature)])?
+        fn softmax_i16(x: &mut [f32], n: usize, scale: f32, largest: f32, out: &mut [i16], factors: &mut [f32]) {
+            rows::softmax_i16::<$fma>(x, n, scale, largest, out, factors);
         }
         $(#[target_feature(enable = $feature)])?
         fn depthwise_i8(row: &DepthwiseRow<u8, i8>, finish: &ChannelScale, out: &mut [f32]) {

@@ -130,11 +130,19 @@ pub struct RowFns {
     /// `exp(scale · x − largest)` of the first `n` values in place, those after them any value; returns the factor
     /// that makes the `n` sum to 1: a softmax before its last step. `x` is a multiple of [`LANES`] long.
     pub exponentials: unsafe fn(x: &mut [f32], n: usize, scale: f32) -> f32,
+    /// The same in integers, for as many rows as there are factors: `round(largest · exp(scale · x − largest of the row))` of
+    /// the first `n` values, those after them 0, relative error below 1e-4 before it is rounded; a factor makes its row's `n` sum to
+    /// 1, and is not a number where a softmax is none. Rows are a multiple of [`LANES`] long and left with any values.
+    pub softmax_i16: SoftmaxI16,
     /// A row of outputs of an integer depthwise convolution, finished.
     pub depthwise_i8: unsafe fn(row: &DepthwiseRow<u8, i8>, finish: &ChannelScale, out: &mut [f32]),
     /// A row of outputs of a float depthwise convolution: `sum + bias`.
     pub depthwise_f32: unsafe fn(row: &DepthwiseRow<f32, f32>, bias: &[f32], out: &mut [f32]),
 }
+
+/// See [`RowFns::softmax_i16`].
+pub type SoftmaxI16 =
+    unsafe fn(x: &mut [f32], n: usize, scale: f32, largest: f32, out: &mut [i16], factors: &mut [f32]);
 
 /// Lanes that reductions keep apart, so that they vectorize.
 pub const LANES: usize = 16;
@@ -442,6 +450,26 @@ pub fn exponentials<const FMA: bool>(x: &mut [f32], n: usize, scale: f32) -> f32
         }
     }
     1.0 / fold(acc, |a, v| a + v)
+}
+
+#[inline(always)]
+pub fn softmax_i16<const FMA: bool>(
+    x: &mut [f32],
+    n: usize,
+    scale: f32,
+    largest: f32,
+    out: &mut [i16],
+    factors: &mut [f32],
+) {
+    let width = x.len() / factors.len();
+    let rows = x.chunks_exact_mut(width).zip(out.chunks_exact_mut(width));
+    for ((x, out), factor) in rows.zip(factors) {
+        *factor = exponentials::<FMA>(x, n, scale);
+        round_i16(x, largest, out);
+        if !factor.is_nan() {
+            *factor = 1. / out.iter().map(|w| i32::from(*w)).sum::<i32>() as f32;
+        }
+    }
 }
 
 impl<A: Copy, W: Copy> DepthwiseRow<'_, A, W> {

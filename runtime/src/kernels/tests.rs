@@ -296,6 +296,24 @@ fn rows_match_plain_loops() {
                 for i in 0..k {
                     assert!((f64::from(p[i] * factor) - f64::from(scale * x[i]).exp() / sum).abs() < 1e-6);
                 }
+                let most = x.iter().map(|&v| f64::from(scale * v)).fold(f64::NEG_INFINITY, f64::max);
+                let (largest, padded) = (9000., k.next_multiple_of(rows::LANES));
+                for count in [1, 3] {
+                    let mut rows: Vec<f32> =
+                        x.iter().copied().chain(vec![99.; padded - k]).cycle().take(count * padded).collect();
+                    let (mut words, mut factors) = (vec![7i16; count * padded], vec![0.; count]);
+                    // SAFETY: as above.
+                    unsafe { (kernels.rows.softmax_i16)(&mut rows, k, scale, largest, &mut words, &mut factors) };
+                    for (words, factor) in words.chunks_exact(padded).zip(factors) {
+                        for (w, x) in words.iter().zip(&x) {
+                            let want = (f64::from(scale * x) - most).exp() * f64::from(largest);
+                            assert!((f64::from(*w) - want).abs() <= 0.5 + 1e-4 * want, "{} {w} {want}", kernels.name);
+                        }
+                        assert!(words[k..].iter().all(|w| *w == 0));
+                        let sum: i32 = words.iter().map(|w| i32::from(*w)).sum();
+                        assert!((sum as f32 * factor - 1.).abs() < 1e-6);
+                    }
+                }
             }
         }
     }
@@ -309,5 +327,18 @@ fn special_values_do_not_trap() {
         // SAFETY: `available` returned the kernel.
         unsafe { (kernels.rows.quantize)(&x, 1.0, 10.0, 0, &mut q) };
         assert_eq!(q, [0, 255, 0, 255, 0], "{}", kernels.name);
+        // Where a softmax is no number it says so; elsewhere −∞ has no share of it.
+        let masked = f32::NEG_INFINITY;
+        for (x, is_number) in
+            [([1., masked], true), ([masked; 2], false), ([1., f32::NAN], false), ([1., f32::INFINITY], false)]
+        {
+            let mut row = [0.; rows::LANES];
+            row[..2].copy_from_slice(&x);
+            let (mut words, mut factor) = ([9; rows::LANES], [0.]);
+            // SAFETY: as above.
+            unsafe { (kernels.rows.softmax_i16)(&mut row, 2, 1., 100., &mut words, &mut factor) };
+            assert_eq!(!factor[0].is_nan(), is_number, "{} {x:?}", kernels.name);
+            assert!(!is_number || words[..3] == [100, 0, 0]);
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! A head in 16-bit integers, for CPUs that multiply pairs of them and add to 32 bits faster than they multiply floats.
 //!
-//! q, k and v are rounded to a common step for the head, probabilities to one for each row. The steps are as fine as
+//! q, k and v are rounded to a common step for the head, a row of the softmax to one in its largest value. The steps are as fine as
 //! they may be without a sum ever leaving 32 bits.
 
 use super::super::requantize::Grid;
@@ -19,21 +19,23 @@ pub struct Scratch {
     gathered: Vec<f32>,
 }
 
-/// Largest magnitude of v: 13 bits with the sign.
-const LARGEST_V: f32 = 4095.;
-/// With as many keys, 8-bit probabilities times such values still fit a sum.
-const MOST_KEYS: usize = 2048;
+/// Largest magnitude of v: 11 bits with the sign. Small probabilities need their bits more than values do.
+const LARGEST_V: f32 = 1023.;
+/// With as many keys, probabilities of 8 bits times such values still fit a sum.
+const MOST_KEYS: usize = 8192;
 
 /// Returns false, having written nothing, where the CPU has no such tile or a value is not finite.
 pub fn run(head: &Head, out: &Output, s: &mut Scratch, scores: &mut [f32]) -> bool {
     let a = head.attention;
-    let Some(tile_i16) = head.kernels.tile_i16.filter(|_| a.grids.probabilities.is_none() || a.keys <= MOST_KEYS)
-    else {
+    let Some(tile_i16) = head.kernels.tile_i16.filter(|_| a.keys <= MOST_KEYS) else {
         return false;
     };
+    let rows = &head.kernels.rows;
     let (nq, nk, pairs) = (a.queries, a.keys, a.dim.div_ceil(2));
     // A sum of `dim` products stays below 2³¹.
     let largest = (2f32.powi(31) / (2 * pairs) as f32).sqrt().floor().min(32767.) - 1.;
+    // The largest of a row's softmax: no sum of so many products with v leaves 32 bits.
+    let largest_weight = (2f32.powi(31) / (LARGEST_V * nk as f32)).floor().min(32767.) - 1.;
     let padded = nk.next_multiple_of(NR);
     let [q, k, v] = [(&a.q, a.grids.q), (&a.k, a.grids.k), (&a.v, None)];
     let [q_on, k_on, v_on] = a.grids.inputs;
@@ -54,19 +56,24 @@ pub fn run(head: &Head, out: &Output, s: &mut Scratch, scores: &mut [f32]) -> bo
         // Past the end, the last row again.
         let q = std::array::from_fn(|i| s.queries[(m + i).min(nq - 1) * 2 * pairs..].as_ptr());
         multiply(tile_i16, &q, pairs, &s.keys, scores, padded);
-        let mut factors = head.exponentials(m, q_step * k_step, scores);
-        for ((p, scores), factor) in
-            s.probabilities.chunks_exact_mut(padded).zip(scores.chunks_exact_mut(padded)).zip(&mut factors)
-        {
-            // The row's exponentials, at most 1 each, sum to 1/factor: no sum with v leaves 32 bits, rounding included.
-            let mut scale = 32767f32.min((2f32.powi(31) / LARGEST_V - nk as f32) * *factor);
-            if let Some(grid) = a.grids.probabilities {
-                grid.round_product(head.kernels, scores, *factor);
-                (scale, *factor) = (1. / grid.scale, 1.);
+        let (mut factors, mut scale) = ([v_step; MR_F32], 1.);
+        for (i, scores) in scores.chunks_exact_mut(padded).enumerate() {
+            scale = head.scores((m + i).min(nq - 1), q_step * k_step, scores);
+        }
+        match a.grids.probabilities {
+            None => {
+                // SAFETY: `kernels` came from `available`.
+                unsafe { (rows.softmax_i16)(scores, nk, scale, largest_weight, &mut s.probabilities, &mut factors) };
+                factors.iter_mut().for_each(|f| *f *= v_step);
             }
-            // SAFETY: `kernels` came from `available`. What comes after the row's end meets zeros in the values.
-            unsafe { (head.kernels.rows.round_i16)(scores, scale, p) };
-            *factor *= v_step / scale;
+            Some(grid) => {
+                for (p, scores) in s.probabilities.chunks_exact_mut(padded).zip(scores.chunks_exact_mut(padded)) {
+                    head.exponentials(scale, scores);
+                    // SAFETY: as above. What comes after the row's end meets zeros in the values.
+                    unsafe { (rows.round_i16)(scores, 1. / grid.scale, p) };
+                }
+                factors = [v_step * grid.scale; MR_F32];
+            }
         }
         let p = std::array::from_fn(|i| s.probabilities[i * padded..].as_ptr());
         let steps = nk.div_ceil(2);
