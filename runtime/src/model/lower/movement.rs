@@ -29,7 +29,7 @@ pub fn run(l: &mut Lowered) {
         let Some(views) = views.filter(|v| !v.is_empty() && used.len() == outputs.len()) else { continue };
         let mut new = vec![];
         for (v, &output) in views.iter().zip(&used) {
-            match l.moved(v, output) {
+            match l.moved(&v.root, Copy::new(v.offset, v.axes.iter().flatten().copied()), output) {
                 Some(n) => new.push(n),
                 None if uses.is_output(output) => new.push(NodeProto::of("Identity", &[&v.root], &[output], vec![])),
                 None => same.push((output.clone(), v.root.clone())),
@@ -94,12 +94,11 @@ pub fn is_move(n: &NodeProto) -> bool {
 }
 
 impl Lowered {
-    /// The node that makes `output` from the root of its view; `None` where the elements and their shape are the root's.
-    fn moved(&mut self, v: &FactoredView, output: &str) -> Option<NodeProto> {
-        let copy = Copy::new(v.offset, v.axes.iter().flatten().copied());
-        let (from, to) = (self.graph.shape(&v.root).unwrap_or_default(), self.graph.shape(output).unwrap_or_default());
+    /// The node that copies `output` from a value; `None` where the elements and their shape are that value's.
+    pub(super) fn moved(&mut self, root: &str, copy: Copy, output: &str) -> Option<NodeProto> {
+        let (from, to) = (self.graph.shape(root).unwrap_or_default(), self.graph.shape(output).unwrap_or_default());
         if !copy.is_contiguous() || elements(&from) != elements(&to) {
-            return Some(self.node(Fused::Copy(copy), &[&v.root], output));
+            return Some(self.node(Fused::Copy(copy), &[root], output));
         }
         if from == to {
             return None;
@@ -107,6 +106,6 @@ impl Lowered {
         let shape: Vec<i64> = to.iter().map(|&d| d as i64).collect();
         let name = self.graph.fresh(&format!("{output}.shape"));
         self.graph.initializers.insert(name.clone(), i64_tensor(&name, &[shape.len()], &shape));
-        Some(NodeProto::of("Reshape", &[&v.root, &name], &[output], vec![]))
+        Some(NodeProto::of("Reshape", &[root, &name], &[output], vec![]))
     }
 }
