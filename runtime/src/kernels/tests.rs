@@ -342,3 +342,49 @@ fn special_values_do_not_trap() {
         }
     }
 }
+
+#[test]
+fn pairs_are_packed_alike() {
+    for kernels in available() {
+        for (n, width) in [(1, 1), (5, 7), (16, 32), (17, 48), (33, 20), (40, 64), (197, 65)] {
+            let stride = width + 3;
+            let x: Vec<f32> = SelfTest::input(13, n * stride).iter().map(|v| v * 900.).collect();
+            let rows = rows::RowsOf { x: &x, n, width, stride };
+            let at = |row: usize, i: usize| match row < n && i < width {
+                true => (x[row * stride + i] * 0.5).round_ties_even() as i16,
+                false => 0,
+            };
+            let (pairs, steps) = (width.div_ceil(2), n.div_ceil(2));
+            let mut keys = vec![[[9; 2]; NR]; n.div_ceil(NR) * pairs];
+            let mut values = vec![[[9; 2]; NR]; width.div_ceil(NR) * steps];
+            // SAFETY: `available` returned the kernel.
+            let magnitude = unsafe {
+                (kernels.rows.pack_keys)(&rows, 0.5, &mut keys);
+                (kernels.rows.pack_values)(&rows, 0.5, &mut values);
+                (kernels.rows.magnitude)(&rows)
+            };
+            for (i, pair) in keys.as_flattened().iter().enumerate() {
+                let (panel, d, c) = (i / NR / pairs, i / NR % pairs, i % NR);
+                let want = [2 * d, 2 * d + 1].map(|d| at(panel * NR + c, d));
+                assert_eq!(*pair, want, "{} {n} {width} {i}", kernels.name);
+            }
+            for (i, pair) in values.as_flattened().iter().enumerate() {
+                let (panel, row, c) = (i / NR / steps, i / NR % steps, i % NR);
+                let want = [2 * row, 2 * row + 1].map(|row| at(row, panel * NR + c));
+                assert_eq!(*pair, want, "{} {n} {width} {i}", kernels.name);
+            }
+            let all = (0..n).flat_map(|row| &x[row * stride..][..width]);
+            assert_eq!(magnitude, all.map(|v| v.abs()).fold(0., f32::max));
+        }
+        for odd in [f32::NAN, -f32::NAN, f32::NEG_INFINITY] {
+            for place in [0, 40, 66] {
+                let mut x = [1.; 67];
+                x[place] = odd;
+                // SAFETY: as above.
+                let magnitude =
+                    unsafe { (kernels.rows.magnitude)(&rows::RowsOf { x: &x, n: 1, width: 67, stride: 67 }) };
+                assert!(!magnitude.is_finite(), "{} {odd} {place}", kernels.name);
+            }
+        }
+    }
+}

@@ -4,18 +4,18 @@
 //! they may be without a sum ever leaving 32 bits.
 
 use super::super::requantize::Grid;
+use super::super::rows::{PairsI16, RowsOf};
 use super::super::{TileFnI16, room};
 use super::{Head, HeadView, MR_F32, NR, Output};
 
 #[derive(Default)]
 pub struct Scratch {
     queries: Vec<i16>,
-    /// Panels `[pairs of dims][NR keys][2]`.
-    keys: Vec<[[i16; 2]; NR]>,
-    /// Panels `[pairs of keys][NR dims][2]`.
-    values: Vec<[[i16; 2]; NR]>,
+    /// Panels `[pairs of dims][NR keys]`.
+    keys: Vec<PairsI16>,
+    /// Panels `[pairs of keys][NR dims]`.
+    values: Vec<PairsI16>,
     probabilities: Vec<i16>,
-    rows: Vec<i16>,
     gathered: Vec<f32>,
 }
 
@@ -37,25 +37,37 @@ pub fn run(head: &Head, out: &Output, s: &mut Scratch, scores: &mut [f32]) -> bo
     // The largest of a row's softmax: no sum of so many products with v leaves 32 bits.
     let largest_weight = (2f32.powi(31) / (LARGEST_V * nk as f32)).floor().min(32767.) - 1.;
     let padded = nk.next_multiple_of(NR);
-    let [q, k, v] = [(&a.q, a.grids.q), (&a.k, a.grids.k), (&a.v, None)];
     let [q_on, k_on, v_on] = a.grids.inputs;
-    let Some(q_step) = integers(head, q, q_on, [nq, a.dim], largest, &mut s.gathered, &mut s.queries) else {
+    let Some(k) = Side::of(head, (&a.k, a.grids.k), k_on, [nk, a.dim], largest, &mut s.gathered) else {
         return false;
     };
-    let Some(k_step) = integers(head, k, k_on, [nk, a.dim], largest, &mut s.gathered, &mut s.rows) else {
+    let keys = room(&mut s.keys, padded / NR * pairs);
+    // SAFETY: `kernels` came from `available`, here and below.
+    unsafe { (rows.pack_keys)(&k.rows, 1. / k.step, keys) };
+    let k_step = k.step;
+    let Some(v) = Side::of(head, (&a.v, None), v_on, [nk, a.dim_v], LARGEST_V, &mut s.gathered) else {
         return false;
     };
-    pack_keys(&s.rows, nk, pairs, &mut s.keys);
-    let Some(v_step) = integers(head, v, v_on, [nk, a.dim_v], LARGEST_V, &mut s.gathered, &mut s.rows) else {
+    let values = room(&mut s.values, a.dim_v.div_ceil(NR) * nk.div_ceil(2));
+    // SAFETY: as above.
+    unsafe { (rows.pack_values)(&v.rows, 1. / v.step, values) };
+    let v_step = v.step;
+    let Some(q) = Side::of(head, (&a.q, a.grids.q), q_on, [nq, a.dim], largest, &mut s.gathered) else {
         return false;
     };
-    pack_values(&s.rows, nk, a.dim_v, &mut s.values);
+    let q_step = q.step;
+    for (i, words) in room(&mut s.queries, nq * 2 * pairs).chunks_exact_mut(2 * pairs).enumerate() {
+        // A row of an odd width ends with a zero.
+        words[2 * pairs - 1] = 0;
+        // SAFETY: as above.
+        unsafe { (rows.round_i16)(q.rows.row(i).expect("a query"), 1. / q_step, words) };
+    }
     s.probabilities.resize(MR_F32 * padded, 0);
     let mut tile = [[0.; NR]; MR_F32];
     for m in (0..nq).step_by(MR_F32) {
         // Past the end, the last row again.
         let q = std::array::from_fn(|i| s.queries[(m + i).min(nq - 1) * 2 * pairs..].as_ptr());
-        multiply(tile_i16, &q, pairs, &s.keys, scores, padded);
+        multiply(tile_i16, &q, pairs, keys, scores, padded);
         let (mut factors, mut scale) = ([v_step; MR_F32], 1.);
         for (i, scores) in scores.chunks_exact_mut(padded).enumerate() {
             scale = head.scores((m + i).min(nq - 1), q_step * k_step, scores);
@@ -77,7 +89,7 @@ pub fn run(head: &Head, out: &Output, s: &mut Scratch, scores: &mut [f32]) -> bo
         }
         let p = std::array::from_fn(|i| s.probabilities[i * padded..].as_ptr());
         let steps = nk.div_ceil(2);
-        for (c, panel) in s.values.chunks_exact(steps).enumerate() {
+        for (c, panel) in values.chunks_exact(steps).enumerate() {
             multiply(tile_i16, &p, steps, panel, tile.as_flattened_mut(), NR);
             head.write(out, m, c * NR, &tile, &factors);
         }
@@ -90,7 +102,7 @@ fn multiply(
     tile: TileFnI16,
     rows: &[*const i16; MR_F32],
     pairs: usize,
-    panels: &[[[i16; 2]; NR]],
+    panels: &[PairsI16],
     sums: &mut [f32],
     stride: usize,
 ) {
@@ -101,76 +113,40 @@ fn multiply(
     unsafe { tile(rows, pairs, panels.as_ptr().cast(), count, sums.as_mut_ptr(), stride) };
 }
 
-/// Rounds a head's `[n][width]` values to multiples of a step, at most `largest` of them; rows are padded with a zero to
-/// an even width. Where the file rounds them to a grid, or they are `on` one as they come, its step is taken. Returns the
-/// step, or nothing where a value is not finite.
-fn integers(
-    head: &Head,
-    (view, grid): (&HeadView, Option<(f32, Grid)>),
-    on: Option<Grid>,
-    [n, width]: [usize; 2],
-    largest: f32,
-    gathered: &mut Vec<f32>,
-    out: &mut Vec<i16>,
-) -> Option<f32> {
-    let (mut x, [mut token, dim]) = head.view(view);
-    if grid.is_some() || (dim != 1 && width != 1) {
-        gathered.clear();
-        gathered.extend((0..n).flat_map(|t| (0..width).map(move |d| x[t * token + d * dim])));
-        if let Some((factor, grid)) = grid {
-            grid.round_product(head.kernels, gathered, factor);
-        }
-        (x, token) = (gathered, width);
-    }
-    let rows = &head.kernels.rows;
-    // SAFETY: `kernels` came from `available`.
-    let magnitude = unsafe { (rows.magnitude)(x, n, width, token) };
-    if !magnitude.is_finite() {
-        return None;
-    }
-    let step = match grid.map(|(_, grid)| grid).or(on) {
-        Some(grid) => grid.scale,
-        None if magnitude > 1e-30 => magnitude / largest,
-        None => 1.,
-    };
-    let stride = width.next_multiple_of(2);
-    for (t, out) in room(out, n * stride).chunks_exact_mut(stride).enumerate() {
-        // SAFETY: as above.
-        unsafe { (rows.round_i16)(&x[t * token..][..width], 1. / step, &mut out[..width]) };
-        if width % 2 == 1 {
-            out[width] = 0;
-        }
-    }
-    Some(step)
+/// A side of a product as it is rounded: rows of values, and the step that they become multiples of.
+struct Side<'a> {
+    rows: RowsOf<'a>,
+    step: f32,
 }
 
-fn pack_keys(rows: &[i16], n: usize, pairs: usize, into: &mut Vec<[[i16; 2]; NR]>) {
-    into.resize(n.div_ceil(NR) * pairs, [[0; 2]; NR]);
-    for (keys, panel) in rows.chunks(NR * 2 * pairs).zip(into.chunks_exact_mut(pairs)) {
-        for (c, key) in keys.chunks_exact(2 * pairs).enumerate() {
-            for (step, pair) in panel.iter_mut().zip(key.as_chunks().0) {
-                step[c] = *pair;
+impl Side<'_> {
+    /// A head's `[n][width]` values, to be rounded to at most `largest` steps. Where the file rounds them to a grid, or they
+    /// are `on` one as they come, its step is taken. Nothing where a value is not finite.
+    fn of<'a>(
+        head: &'a Head,
+        (view, grid): (&HeadView, Option<(f32, Grid)>),
+        on: Option<Grid>,
+        [n, width]: [usize; 2],
+        largest: f32,
+        gathered: &'a mut Vec<f32>,
+    ) -> Option<Side<'a>> {
+        let (mut x, [mut stride, dim]) = head.view(view);
+        if grid.is_some() || (dim != 1 && width != 1) {
+            gathered.clear();
+            gathered.extend((0..n).flat_map(|t| (0..width).map(move |d| x[t * stride + d * dim])));
+            if let Some((factor, grid)) = grid {
+                grid.round_product(head.kernels, gathered, factor);
             }
+            (x, stride) = (gathered, width);
         }
-    }
-}
-
-fn pack_values(rows: &[i16], n: usize, width: usize, into: &mut Vec<[[i16; 2]; NR]>) {
-    let (stride, steps) = (width.next_multiple_of(2), n.div_ceil(2));
-    into.resize(width.div_ceil(NR) * steps, [[0; 2]; NR]);
-    for (p, panel) in into.chunks_exact_mut(steps).enumerate() {
-        let columns = NR.min(width - p * NR);
-        for (step, pair) in panel.iter_mut().zip(rows.chunks(2 * stride)) {
-            let (even, odd) = pair.split_at(stride);
-            let (even, odd) = (&even[p * NR..][..columns], odd.get(p * NR..).unwrap_or(&[]));
-            // Sizes known to the compiler, so that it vectorizes.
-            if let (Some(even), Some(odd)) = (even.first_chunk::<NR>(), odd.first_chunk::<NR>()) {
-                *step = std::array::from_fn(|c| [even[c], odd[c]]);
-                continue;
-            }
-            for (c, (value, even)) in step.iter_mut().zip(even).enumerate() {
-                *value = [*even, odd.get(c).copied().unwrap_or(0)];
-            }
-        }
+        let rows = RowsOf { x, n, width, stride };
+        // SAFETY: `kernels` came from `available`.
+        let magnitude = unsafe { (head.kernels.rows.magnitude)(&rows) };
+        let step = match grid.map(|(_, grid)| grid).or(on) {
+            Some(grid) => grid.scale,
+            None if magnitude > 1e-30 => magnitude / largest,
+            None => 1.,
+        };
+        magnitude.is_finite().then_some(Side { rows, step })
     }
 }

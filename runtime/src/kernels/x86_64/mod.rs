@@ -2,6 +2,7 @@
 
 mod avx2;
 mod vnni;
+mod words;
 
 use super::Kernels;
 

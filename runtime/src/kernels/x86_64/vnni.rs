@@ -6,6 +6,7 @@ use super::super::math;
 use super::super::pack::Group;
 use super::super::rows::{self, Activation, ChannelScale, Norm, Quants, RowFns, Target};
 use super::super::{Body, GROUP, I8Panel, Kernels, Layout, MR_F32, MR_I8, NR, PanelJob, TileF32, TileI8};
+use super::words;
 use std::arch::x86_64::*;
 
 pub static KERNELS: Kernels = Kernels {
@@ -39,6 +40,7 @@ const FUNCTIONS: RowFns = RowFns {
     softmax_i16: softmax_rows,
     activate: activate_row,
     depthwise_i8: depthwise_row,
+    pack_keys: words::pack_keys,
     ..ROWS
 };
 
