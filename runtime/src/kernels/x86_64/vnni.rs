@@ -513,38 +513,35 @@ unsafe fn softmax_rows(x: &mut [f32], n: usize, scale: f32, largest: f32, out: &
         return rows::softmax_i16::<true>(x, n, scale, largest, out, factors);
     }
     let width = x.len() / factors.len();
-    // The largest of all rows first: finding one is a chain of instructions that wait for each other.
-    let mut tops = [_mm512_set1_ps(0.); MR_F32];
-    for ((x, top), factor) in x.chunks_exact_mut(width).zip(&mut tops).zip(&mut *factors) {
+    // In units of log 2. The largest of all rows first: finding one is a chain of instructions that wait for each other.
+    let scale = scale * std::f32::consts::LOG2_E;
+    let mut tops = [0.; MR_F32];
+    for (x, top) in x.chunks_exact_mut(width).zip(&mut tops) {
         x[n..].fill(f32::NEG_INFINITY);
-        let (mut most, mut unordered) = (_mm512_set1_ps(f32::NEG_INFINITY), 0);
+        let mut most = _mm512_set1_ps(f32::NEG_INFINITY);
         for c in x.as_chunks::<NR>().0 {
             // SAFETY: a chunk holds 16 values.
-            let c = unsafe { _mm512_loadu_ps(c.as_ptr()) };
-            most = _mm512_max_ps(c, most);
-            unordered |= _mm512_cmpunord_ps_mask(c, c);
+            most = _mm512_max_ps(unsafe { _mm512_loadu_ps(c.as_ptr()) }, most);
         }
-        let most = _mm512_reduce_max_ps(most);
-        *factor = if unordered == 0 && most.is_finite() { 1. } else { f32::NAN };
-        *top = _mm512_set1_ps(most);
+        *top = _mm512_reduce_max_ps(most) * scale;
     }
-    // In units of log 2, the largest included.
-    let scale = _mm512_set1_ps(scale * std::f32::consts::LOG2_E);
-    let largest = _mm512_set1_ps(largest.log2());
+    let scale = _mm512_set1_ps(scale);
+    let largest = largest.log2();
     let order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
     let rows = x.chunks_exact(width).zip(out.chunks_exact_mut(width));
     for (((x, out), top), factor) in rows.zip(tops).zip(factors) {
-        let offset = _mm512_fnmadd_ps(top, scale, largest);
+        let offset = _mm512_set1_ps(largest - top);
         let weights = |x: *const f32| {
             // SAFETY: there are 16 values. What is far above −100 rounds to 0.
             let y = unsafe { _mm512_fmadd_ps(_mm512_loadu_ps(x), scale, offset) };
             _mm512_cvtps_epi32(coarse_power(_mm512_max_ps(_mm512_set1_ps(-100.), y)))
         };
-        let mut sum = _mm512_setzero_si512();
+        let (mut sum, mut signs) = (_mm512_setzero_si512(), _mm512_setzero_si512());
         let (x, out) = (x.as_chunks::<{ 2 * NR }>(), out.as_chunks_mut::<{ 2 * NR }>());
         for (x, out) in x.0.iter().zip(out.0) {
             let (a, b) = (weights(x.as_ptr()), weights(x[NR..].as_ptr()));
             sum = _mm512_add_epi32(sum, _mm512_add_epi32(a, b));
+            signs = _mm512_or_si512(signs, _mm512_or_si512(a, b));
             let both = _mm512_permutexvar_epi64(order, _mm512_packs_epi32(a, b));
             // SAFETY: two chunks of 16 values.
             unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), both) };
@@ -552,10 +549,13 @@ unsafe fn softmax_rows(x: &mut [f32], n: usize, scale: f32, largest: f32, out: &
         for (x, out) in x.1.as_chunks::<NR>().0.iter().zip(out.1.as_chunks_mut::<NR>().0) {
             let a = weights(x.as_ptr());
             sum = _mm512_add_epi32(sum, a);
+            signs = _mm512_or_si512(signs, a);
             // SAFETY: a chunk of 16 values.
             unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(a)) };
         }
-        *factor /= _mm512_reduce_add_epi32(sum) as f32;
+        // What is no number becomes the smallest integer.
+        let numbers = _mm512_movepi32_mask(signs) == 0;
+        *factor = if numbers { 1. / _mm512_reduce_add_epi32(sum) as f32 } else { f32::NAN };
     }
 }
 
