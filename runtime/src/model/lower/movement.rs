@@ -60,7 +60,7 @@ fn sink(l: &mut Lowered) {
         if n.op_type() == "Transpose" && n.domain().is_empty() && n.ints("perm") == Some(&TO_FIRST) {
             last.insert(n.output[0].clone(), n.input_name(0).into());
         } else if (ANY_ORDER.contains(&n.op_type()) && n.domain().is_empty())
-            || matches!(l.fused_of(&n), Some(Fused::Activation(_)))
+            || matches!(l.fused_of(&n), Some(Fused::Activation(_) | Fused::Table(_) | Fused::Requantize(_)))
         {
             // Constants must be scalars; at least one input must be a picture.
             let inputs: Option<Vec<String>> = (n.input.iter())
@@ -107,5 +107,39 @@ impl Lowered {
         let name = self.graph.fresh(&format!("{output}.shape"));
         self.graph.initializers.insert(name.clone(), i64_tensor(&name, &[shape.len()], &shape));
         Some(NodeProto::of("Reshape", &[root, &name], &[output], vec![]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Builder, agrees_with_tract};
+    use super::*;
+    use crate::kernels::detect;
+
+    #[test]
+    fn pictures_stay_channels_last_while_they_are_rounded() {
+        let (first, last) = ([1, 8, 4, 6], [1, 4, 6, 8]);
+        for tabulated in [false, true] {
+            let mut b = Builder::new(&first);
+            let y = b.transpose("x", &TO_LAST, &last);
+            let y = b.norm(&y, &last);
+            let y = b.transpose(&y, &TO_FIRST, &first);
+            let mut y = b.round(&y, &first);
+            if tabulated {
+                let sigmoid = b.node("Sigmoid", &[&y], vec![], &first);
+                let sigmoid = b.round(&sigmoid, &first);
+                y = b.node("Mul", &[&y, &sigmoid], vec![], &first);
+                y = b.round(&y, &first);
+            }
+            let y = b.transpose(&y, &TO_LAST, &last);
+            let y = b.norm(&y, &last);
+            let g = b.finish(&[&y]);
+            let middle: &[&str] = if tabulated { &["requantize", "table", "requantize"] } else { &["requantize"] };
+            assert_eq!(agrees_with_tract(&g), [&["layer_norm"], middle, &["layer_norm"]].concat());
+            // The input alone is moved.
+            let l = super::super::lower(g, detect().unwrap(), false).unwrap();
+            let copies = l.graph.nodes.iter().filter(|n| matches!(l.fused_of(n), Some(Fused::Copy(_))));
+            assert_eq!(copies.count(), 1);
+        }
     }
 }

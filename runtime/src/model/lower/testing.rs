@@ -4,7 +4,7 @@ use crate::model::card::SelfTest;
 use crate::model::plan::How;
 use crate::onnx::proto::OperatorSetIdProto;
 use crate::onnx::{
-    AttributeProto, DType, Graph, ModelProto, NodeProto, attr, elements, f32_tensor, i64_tensor, value_info,
+    AttributeProto, DType, Graph, ModelProto, NodeProto, attr, elements, f32_tensor, i64_tensor, tensor, value_info,
 };
 use crate::{Options, Session};
 use ndarray::ArrayD;
@@ -91,6 +91,16 @@ impl Builder {
         let at = self.0.fresh("g");
         self.0.initializers.insert(at.clone(), i64_tensor(&at, &[], &[element]));
         self.node("Gather", &[x, &at], vec![attr::int("axis", axis)], shape)
+    }
+
+    /// Rounds to multiples of 1/32 as 8-bit integers.
+    pub fn round(&mut self, x: &str, shape: &[usize]) -> String {
+        let [scale, zero] = ["scale", "zero"].map(|name| self.0.fresh(name));
+        self.0.initializers.insert(scale.clone(), f32_tensor(&scale, &[], &[1. / 32.]));
+        self.0.initializers.insert(zero.clone(), tensor(&zero, DType::Uint8, &[], vec![128]));
+        let q = self.node("QuantizeLinear", &[x, &scale, &zero], vec![], shape);
+        self.0.value_info.insert(q.clone(), value_info(&q, DType::Uint8, shape));
+        self.node("DequantizeLinear", &[&q, &scale, &zero], vec![], shape)
     }
 
     /// LayerNorm over the last axis.
