@@ -112,8 +112,8 @@ pub struct RowFns {
     pub magnitude: unsafe fn(x: &[f32], n: usize, width: usize, stride: usize) -> f32,
     /// Rounds `x · scale`, which must lie within i16, ties to even.
     pub round_i16: unsafe fn(x: &[f32], scale: f32, out: &mut [i16]),
-    /// LayerNorm of one row.
-    pub layer_norm: unsafe fn(x: &[f32], norm: &Norm, out: &mut [f32]),
+    /// LayerNorm of rows into `out` `[row][k]`, and the [range](RowFns::range) of each result where `ranges` has room.
+    pub layer_norm: unsafe fn(rows: &[&[f32]], norm: &Norm, out: &mut [f32], ranges: &mut [(f32, f32)]),
     /// Adds bias, applies the activation, adds the residual.
     ///
     /// # Safety
@@ -272,7 +272,17 @@ pub fn round_i16(x: &[f32], scale: f32, out: &mut [i16]) {
 }
 
 #[inline(always)]
-pub fn layer_norm<const FMA: bool>(x: &[f32], norm: &Norm, out: &mut [f32]) {
+pub fn layer_norm<const FMA: bool>(rows: &[&[f32]], norm: &Norm, out: &mut [f32], ranges: &mut [(f32, f32)]) {
+    for (i, (x, out)) in rows.iter().zip(out.chunks_exact_mut(norm.gamma.len())).enumerate() {
+        normalize::<FMA>(x, norm, out);
+        if let Some(r) = ranges.get_mut(i) {
+            *r = range(out);
+        }
+    }
+}
+
+#[inline(always)]
+fn normalize<const FMA: bool>(x: &[f32], norm: &Norm, out: &mut [f32]) {
     let n = x.len() as f32;
     let mean = reduce(x, 0., |a, v| a + v) / n;
     let mut acc = [0f32; LANES];
