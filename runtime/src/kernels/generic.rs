@@ -104,8 +104,9 @@ pub unsafe fn tile_f32_of<const FMA: bool>(
 macro_rules! row_fns {
     ($fma:literal $(, $feature:literal)?) => {
         pub(super) const ROWS: RowFns = RowFns {
-            range, quantize, codes, lookup, lookup_sum, magnitude, round_i16, layer_norm, finish_f32, activate, round, add, times,
-            exponentials, depthwise_i8, depthwise_f32,
+            range, quantize, codes, lookup, lookup_sum, magnitude, round_i16, pack_keys,
+            pack_values, layer_norm, finish_f32, activate, round, add, times,
+            exponentials, softmax_i16, depthwise_i8, depthwise_f32,
         };
         $(#[target_feature(enable = $feature)])?
         fn range(x: &[f32]) -> (f32, f32) {
@@ -128,8 +129,24 @@ macro_rules! row_fns {
             rows::lookup_sum(table, x)
         }
         $(#[target_feature(enable = $feature)])?
-        fn magnitude(x: &[f32], n: usize, width: usize, stride: usize) -> f32 {
-            rows::magnitude(x, n, width, stride)
+        fn magnitude(rows: &$crate::kernels::rows::RowsOf) -> f32 {
+            rows::magnitude(rows)
+        }
+        $(#[target_feature(enable = $feature)])?
+        fn pack_keys(
+            keys: &$crate::kernels::rows::RowsOf,
+            scale: f32,
+            panels: &mut [$crate::kernels::rows::PairsI16],
+        ) {
+            rows::pack_keys(keys, scale, panels);
+        }
+        $(#[target_feature(enable = $feature)])?
+        fn pack_values(
+            values: &$crate::kernels::rows::RowsOf,
+            scale: f32,
+            panels: &mut [$crate::kernels::rows::PairsI16],
+        ) {
+            rows::pack_values(values, scale, panels);
         }
         $(#[target_feature(enable = $feature)])?
         fn round_i16(x: &[f32], scale: f32, out: &mut [i16]) {
@@ -163,6 +180,10 @@ macro_rules! row_fns {
         $(#[target_feature(enable = $feature)])?
         fn exponentials(x: &mut [f32], n: usize, scale: f32) -> f32 {
             rows::exponentials::<$fma>(x, n, scale)
+        }
+        $(#[target_feature(enable = $feature)])?
+        fn softmax_i16(x: &mut [f32], n: usize, scale: f32, largest: f32, out: &mut [i16], factors: &mut [f32]) {
+            rows::softmax_i16::<$fma>(x, n, scale, largest, out, factors);
         }
         $(#[target_feature(enable = $feature)])?
         fn depthwise_i8(row: &DepthwiseRow<u8, i8>, finish: &ChannelScale, out: &mut [f32]) {

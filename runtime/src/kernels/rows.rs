@@ -95,6 +95,29 @@ pub struct Products<'a> {
     pub columns: &'a [[i32; NR]],
 }
 
+/// `n` rows of `width` values, `stride` apart.
+pub struct RowsOf<'a> {
+    /// Values.
+    pub x: &'a [f32],
+    /// How many.
+    pub n: usize,
+    /// Values of a row.
+    pub width: usize,
+    /// From one row to the next.
+    pub stride: usize,
+}
+
+impl RowsOf<'_> {
+    /// A row, if it is there.
+    #[inline(always)]
+    pub fn row(&self, i: usize) -> Option<&[f32]> {
+        (i < self.n).then(|| &self.x[i * self.stride..][..self.width])
+    }
+}
+
+/// Two factors of each column of a panel, as tiles of 16-bit products read them.
+pub type PairsI16 = [[i16; 2]; NR];
+
 /// The row routines of one instruction set. They are safe to call only on a CPU that has it, which
 /// [`super::available`] checks.
 pub struct RowFns {
@@ -108,10 +131,14 @@ pub struct RowFns {
     pub lookup: unsafe fn(table: &[u8; 256], x: &mut [u8]),
     /// The sum of `table[x]`, for at most 2²⁴ values.
     pub lookup_sum: unsafe fn(table: &[u8; 256], x: &[u8]) -> u32,
-    /// Largest magnitude in `n` rows of `width` values, `stride` apart; not a number where a value is none.
-    pub magnitude: unsafe fn(x: &[f32], n: usize, width: usize, stride: usize) -> f32,
+    /// Largest magnitude in rows; not a number where a value is none.
+    pub magnitude: unsafe fn(rows: &RowsOf) -> f32,
     /// Rounds `x · scale`, which must lie within i16, ties to even.
     pub round_i16: unsafe fn(x: &[f32], scale: f32, out: &mut [i16]),
+    /// Rounds keys times `scale` into panels of [`NR`] of them, `[pairs of elements][NR]`; zeros where there is none.
+    pub pack_keys: unsafe fn(keys: &RowsOf, scale: f32, panels: &mut [PairsI16]),
+    /// Rounds values times `scale` into panels of [`NR`] of their elements, `[pairs of values][NR]`; zeros where there is none.
+    pub pack_values: unsafe fn(values: &RowsOf, scale: f32, panels: &mut [PairsI16]),
     /// LayerNorm of rows into `out` `[row][k]`, and the [range](RowFns::range) of each result where `ranges` has room.
     pub layer_norm: unsafe fn(rows: &[&[f32]], norm: &Norm, out: &mut [f32], ranges: &mut [(f32, f32)]),
     /// Adds bias, applies the activation, adds the residual.
@@ -130,11 +157,19 @@ pub struct RowFns {
     /// `exp(scale · x − largest)` of the first `n` values in place, those after them any value; returns the factor
     /// that makes the `n` sum to 1: a softmax before its last step. `x` is a multiple of [`LANES`] long.
     pub exponentials: unsafe fn(x: &mut [f32], n: usize, scale: f32) -> f32,
+    /// The same in integers, for as many rows as there are factors: `round(largest · exp(scale · x − largest of the row))` of
+    /// the first `n` values, those after them 0, relative error below 1e-4 before it is rounded; a factor makes its row's `n` sum to
+    /// 1, and is not a number where a softmax is none. Rows are a multiple of [`LANES`] long and left with any values.
+    pub softmax_i16: SoftmaxI16,
     /// A row of outputs of an integer depthwise convolution, finished.
     pub depthwise_i8: unsafe fn(row: &DepthwiseRow<u8, i8>, finish: &ChannelScale, out: &mut [f32]),
     /// A row of outputs of a float depthwise convolution: `sum + bias`.
     pub depthwise_f32: unsafe fn(row: &DepthwiseRow<f32, f32>, bias: &[f32], out: &mut [f32]),
 }
+
+/// See [`RowFns::softmax_i16`].
+pub type SoftmaxI16 =
+    unsafe fn(x: &mut [f32], n: usize, scale: f32, largest: f32, out: &mut [i16], factors: &mut [f32]);
 
 /// Lanes that reductions keep apart, so that they vectorize.
 pub const LANES: usize = 16;
@@ -237,37 +272,76 @@ pub fn lookup_sum(table: &[u8; 256], x: &[u8]) -> u32 {
 }
 
 #[inline(always)]
-pub fn magnitude(x: &[f32], n: usize, width: usize, stride: usize) -> f32 {
-    // Keeps what is not a number: it compares false with everything.
-    let largest = |a: f32, v: f32| if v <= a { a } else { v };
-    let mut lanes = [[0f32; LANES]; 2];
-    for t in 0..n {
-        let (pairs, rest) = x[t * stride..][..width].as_chunks::<{ 2 * LANES }>();
+pub fn magnitude(rows: &RowsOf) -> f32 {
+    // Without their sign, floats lie in the order of their bits, what is no number above all.
+    let (mut lanes, mut last) = ([0; 2 * LANES], 0);
+    let bits = |v: &f32| v.abs().to_bits();
+    for row in (0..rows.n).filter_map(|i| rows.row(i)) {
+        let (pairs, rest) = row.as_chunks::<{ 2 * LANES }>();
         for pair in pairs {
-            for (lanes, c) in lanes.iter_mut().zip(pair.as_chunks::<LANES>().0) {
-                for i in 0..LANES {
-                    lanes[i] = largest(lanes[i], c[i].abs());
-                }
+            for (lane, v) in lanes.iter_mut().zip(pair) {
+                *lane = bits(v).max(*lane);
             }
         }
-        for (a, v) in lanes.as_flattened_mut().iter_mut().zip(rest) {
-            *a = largest(*a, v.abs());
+        let (some, rest) = rest.as_chunks::<LANES>();
+        for (lane, v) in lanes.iter_mut().zip(some.as_flattened()) {
+            *lane = bits(v).max(*lane);
         }
+        last = rest.iter().map(bits).fold(last, u32::max);
     }
-    let [mut one, two] = lanes;
-    for i in 0..LANES {
-        one[i] = largest(one[i], two[i]);
-    }
-    fold(one, |a, v| if a.is_nan() || v <= a { a } else { v })
+    f32::from_bits(lanes.into_iter().fold(last, u32::max))
+}
+
+#[inline(always)]
+fn word(v: f32) -> i32 {
+    // Not a number becomes 0, what is too large the largest, as in a saturating cast; written so that it vectorizes.
+    let v = smaller(larger(-32768., v), 32767.).round_ties_even();
+    // SAFETY: v lies within i16.
+    unsafe { v.to_int_unchecked::<i32>() }
 }
 
 #[inline(always)]
 pub fn round_i16(x: &[f32], scale: f32, out: &mut [i16]) {
     for (o, v) in out.iter_mut().zip(x) {
-        // Not a number becomes 0, what is too large the largest, as in a saturating cast; written so that it vectorizes.
-        let v = smaller(larger(-32768., v * scale), 32767.).round_ties_even();
-        // SAFETY: v lies within i16.
-        *o = unsafe { v.to_int_unchecked::<i32>() } as i16;
+        *o = word(v * scale) as i16;
+    }
+}
+
+#[inline(always)]
+pub fn pack_keys(rows: &RowsOf, scale: f32, panels: &mut [PairsI16]) {
+    let pairs = rows.width.div_ceil(2);
+    for (p, panel) in panels.chunks_exact_mut(pairs).enumerate() {
+        for c in 0..NR {
+            let key = rows.row(p * NR + c).unwrap_or(&[]);
+            // Rounded some at a time, which vectorizes, then scattered.
+            for (i, steps) in panel.chunks_mut(NR).enumerate() {
+                let mut words = [0; 2 * NR];
+                round_i16(key.get(i * 2 * NR..).unwrap_or(&[]), scale, &mut words);
+                steps.iter_mut().zip(words.as_chunks().0).for_each(|(step, pair)| step[c] = *pair);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+pub fn pack_values(rows: &RowsOf, scale: f32, panels: &mut [PairsI16]) {
+    let steps = rows.n.div_ceil(2);
+    for (p, panel) in panels.chunks_exact_mut(steps).enumerate() {
+        for (i, step) in panel.iter_mut().enumerate() {
+            let part = |row: usize| rows.row(row).map_or(&[][..], |v| &v[p * NR..]);
+            let (even, odd) = (part(2 * i), part(2 * i + 1));
+            // Sizes known to the compiler, so that it vectorizes.
+            if let (Some(even), Some(odd)) = (even.first_chunk::<NR>(), odd.first_chunk::<NR>()) {
+                let mut words = [0u32; NR];
+                for c in 0..NR {
+                    words[c] = (word(odd[c] * scale) << 16) as u32 | (word(even[c] * scale) & 0xffff) as u32;
+                }
+                *step = words.map(|w| [w as i16, (w >> 16) as i16]);
+                continue;
+            }
+            let at = |v: &[f32], c: usize| v.get(c).map_or(0, |v| word(v * scale) as i16);
+            *step = std::array::from_fn(|c| [at(even, c), at(odd, c)]);
+        }
     }
 }
 
@@ -452,6 +526,26 @@ pub fn exponentials<const FMA: bool>(x: &mut [f32], n: usize, scale: f32) -> f32
         }
     }
     1.0 / fold(acc, |a, v| a + v)
+}
+
+#[inline(always)]
+pub fn softmax_i16<const FMA: bool>(
+    x: &mut [f32],
+    n: usize,
+    scale: f32,
+    largest: f32,
+    out: &mut [i16],
+    factors: &mut [f32],
+) {
+    let width = x.len() / factors.len();
+    let rows = x.chunks_exact_mut(width).zip(out.chunks_exact_mut(width));
+    for ((x, out), factor) in rows.zip(factors) {
+        *factor = exponentials::<FMA>(x, n, scale);
+        round_i16(x, largest, out);
+        if !factor.is_nan() {
+            *factor = 1. / out.iter().map(|w| i32::from(*w)).sum::<i32>() as f32;
+        }
+    }
 }
 
 impl<A: Copy, W: Copy> DepthwiseRow<'_, A, W> {

@@ -301,6 +301,24 @@ fn rows_match_plain_loops() {
                 for i in 0..k {
                     assert!((f64::from(p[i] * factor) - f64::from(scale * x[i]).exp() / sum).abs() < 1e-6);
                 }
+                let most = x.iter().map(|&v| f64::from(scale * v)).fold(f64::NEG_INFINITY, f64::max);
+                let (largest, padded) = (9000., k.next_multiple_of(rows::LANES));
+                for count in [1, 3] {
+                    let mut rows: Vec<f32> =
+                        x.iter().copied().chain(vec![99.; padded - k]).cycle().take(count * padded).collect();
+                    let (mut words, mut factors) = (vec![7i16; count * padded], vec![0.; count]);
+                    // SAFETY: as above.
+                    unsafe { (kernels.rows.softmax_i16)(&mut rows, k, scale, largest, &mut words, &mut factors) };
+                    for (words, factor) in words.chunks_exact(padded).zip(factors) {
+                        for (w, x) in words.iter().zip(&x) {
+                            let want = (f64::from(scale * x) - most).exp() * f64::from(largest);
+                            assert!((f64::from(*w) - want).abs() <= 0.5 + 1e-4 * want, "{} {w} {want}", kernels.name);
+                        }
+                        assert!(words[k..].iter().all(|w| *w == 0));
+                        let sum: i32 = words.iter().map(|w| i32::from(*w)).sum();
+                        assert!((sum as f32 * factor - 1.).abs() < 1e-6);
+                    }
+                }
             }
         }
     }
@@ -314,5 +332,64 @@ fn special_values_do_not_trap() {
         // SAFETY: `available` returned the kernel.
         unsafe { (kernels.rows.quantize)(&x, 1.0, 10.0, 0, &mut q) };
         assert_eq!(q, [0, 255, 0, 255, 0], "{}", kernels.name);
+        // Where a softmax is no number it says so; elsewhere −∞ has no share of it.
+        let masked = f32::NEG_INFINITY;
+        for (x, is_number) in
+            [([1., masked], true), ([masked; 2], false), ([1., f32::NAN], false), ([1., f32::INFINITY], false)]
+        {
+            let mut row = [0.; rows::LANES];
+            row[..2].copy_from_slice(&x);
+            let (mut words, mut factor) = ([9; rows::LANES], [0.]);
+            // SAFETY: as above.
+            unsafe { (kernels.rows.softmax_i16)(&mut row, 2, 1., 100., &mut words, &mut factor) };
+            assert_eq!(!factor[0].is_nan(), is_number, "{} {x:?}", kernels.name);
+            assert!(!is_number || words[..3] == [100, 0, 0]);
+        }
+    }
+}
+
+#[test]
+fn pairs_are_packed_alike() {
+    for kernels in available() {
+        for (n, width) in [(1, 1), (5, 7), (16, 32), (17, 48), (33, 20), (40, 64), (197, 65)] {
+            let stride = width + 3;
+            let x: Vec<f32> = SelfTest::input(13, n * stride).iter().map(|v| v * 900.).collect();
+            let rows = rows::RowsOf { x: &x, n, width, stride };
+            let at = |row: usize, i: usize| match row < n && i < width {
+                true => (x[row * stride + i] * 0.5).round_ties_even() as i16,
+                false => 0,
+            };
+            let (pairs, steps) = (width.div_ceil(2), n.div_ceil(2));
+            let mut keys = vec![[[9; 2]; NR]; n.div_ceil(NR) * pairs];
+            let mut values = vec![[[9; 2]; NR]; width.div_ceil(NR) * steps];
+            // SAFETY: `available` returned the kernel.
+            let magnitude = unsafe {
+                (kernels.rows.pack_keys)(&rows, 0.5, &mut keys);
+                (kernels.rows.pack_values)(&rows, 0.5, &mut values);
+                (kernels.rows.magnitude)(&rows)
+            };
+            for (i, pair) in keys.as_flattened().iter().enumerate() {
+                let (panel, d, c) = (i / NR / pairs, i / NR % pairs, i % NR);
+                let want = [2 * d, 2 * d + 1].map(|d| at(panel * NR + c, d));
+                assert_eq!(*pair, want, "{} {n} {width} {i}", kernels.name);
+            }
+            for (i, pair) in values.as_flattened().iter().enumerate() {
+                let (panel, row, c) = (i / NR / steps, i / NR % steps, i % NR);
+                let want = [2 * row, 2 * row + 1].map(|row| at(row, panel * NR + c));
+                assert_eq!(*pair, want, "{} {n} {width} {i}", kernels.name);
+            }
+            let all = (0..n).flat_map(|row| &x[row * stride..][..width]);
+            assert_eq!(magnitude, all.map(|v| v.abs()).fold(0., f32::max));
+        }
+        for odd in [f32::NAN, -f32::NAN, f32::NEG_INFINITY] {
+            for place in [0, 40, 66] {
+                let mut x = [1.; 67];
+                x[place] = odd;
+                // SAFETY: as above.
+                let magnitude =
+                    unsafe { (kernels.rows.magnitude)(&rows::RowsOf { x: &x, n: 1, width: 67, stride: 67 }) };
+                assert!(!magnitude.is_finite(), "{} {odd} {place}", kernels.name);
+            }
+        }
     }
 }

@@ -44,12 +44,10 @@ pub fn run(head: &Head, out: &Output, s: &mut Scratch, scores: &mut [f32]) {
             // room for all panels.
             unsafe { (head.kernels.tile_f32)(&q, d, panel.as_ptr(), scores.as_mut_ptr().add(p * NR), padded) };
         }
-        let mut factors = head.exponentials(m, 1., scores);
-        if let Some(grid) = a.grids.probabilities {
-            for (scores, factor) in scores.chunks_exact_mut(padded).zip(&mut factors) {
-                grid.round_product(head.kernels, scores, *factor);
-                *factor = 1.;
-            }
+        let mut factors = [0.; MR_F32];
+        for (i, (scores, factor)) in scores.chunks_exact_mut(padded).zip(&mut factors).enumerate().take(nq - m) {
+            let scale = head.scores(m + i, 1., scores);
+            *factor = head.exponentials(scale, scores);
         }
         let p: [*const f32; MR_F32] = std::array::from_fn(|i| scores[i * padded..].as_ptr());
         for (c, panel) in s.values.chunks_exact(nk * NR).enumerate() {

@@ -75,8 +75,8 @@ pub struct Attention {
 pub enum Arithmetic {
     /// 32-bit floats.
     Float,
-    /// 16-bit integers where the CPU has [such a tile](Kernels::tile_i16); q, k and v are rounded to 12 bits or more of
-    /// their largest value in the head, probabilities to 11 or more of the largest in the row.
+    /// 16-bit integers where the CPU has [such a tile](Kernels::tile_i16); q and k are rounded to 12 bits or more of their
+    /// largest value in the head, v to 11, probabilities to steps of 2²¹/keys in the largest of the row.
     Words,
     /// 8-bit integers, to which the file rounds on the way.
     Bytes(Box<Bytes>),
@@ -118,6 +118,17 @@ impl Attention {
     /// Elements of the output.
     pub fn output_len(&self) -> usize {
         self.batch * self.heads * self.queries * self.dim_v
+    }
+
+    /// Leaves out the queries beside a range.
+    pub fn keep_queries(&mut self, range: Range<usize>) {
+        self.q.offset += range.start * self.q.strides[2];
+        for bias in &mut self.biases {
+            let planes = bias.values.chunks_exact(self.queries * self.keys);
+            let kept = range.start * self.keys..range.end * self.keys;
+            bias.values = planes.flat_map(|plane| &plane[kept.clone()]).copied().collect();
+        }
+        self.queries = range.len();
     }
 
     /// Multiply-accumulates.
@@ -196,40 +207,43 @@ impl Head<'_> {
         (&self.inputs[v.input][v.offset + (self.b - self.first) * batch + self.h * head..], [token, dim])
     }
 
-    /// Turns products of the queries from `m` on with all keys, in units of `step`, into exponentials; returns the factors
-    /// that make each row sum to 1.
-    fn exponentials(&self, m: usize, step: f32, scores: &mut [f32]) -> [f32; MR_F32] {
-        let a = self.attention;
-        let mut factors = [0.; MR_F32];
-        let rows = scores.chunks_exact_mut(a.keys.next_multiple_of(NR));
-        for (i, (factor, scores)) in factors.iter_mut().zip(rows).enumerate().take(a.queries - m) {
-            let mut scale = step * a.scale;
-            if let Some((factor, grid)) = a.grids.product {
-                grid.round_product(self.kernels, scores, step * factor);
-                scale = a.scale;
-            }
-            if !a.biases.is_empty() || a.key_bias.is_some() {
-                scores.iter_mut().for_each(|v| *v *= scale);
-                scale = 1.;
-            }
-            if let Some(input) = a.key_bias {
-                // SAFETY: `kernels` came from `available`.
-                unsafe { (self.kernels.rows.add)(scores, &self.inputs[input][..a.keys]) };
-            }
-            for bias in &a.biases {
-                let plane = self.b % bias.batch * bias.heads + self.h % bias.heads;
-                let at = (plane * a.queries + m + i) * a.keys;
-                // SAFETY: `kernels` came from `available`.
-                unsafe { (self.kernels.rows.add)(scores, &bias.values[at..at + a.keys]) };
-            }
-            if let Some(grid) = a.grids.scores {
-                grid.round_product(self.kernels, scores, scale);
-                scale = 1.;
-            }
-            // SAFETY: as above.
-            *factor = unsafe { (self.kernels.rows.exponentials)(scores, a.keys, scale) };
+    /// Turns products of a query with all keys, in units of `step`, into scores but for a factor, which is returned.
+    fn scores(&self, query: usize, step: f32, products: &mut [f32]) -> f32 {
+        let (a, scores) = (self.attention, products);
+        let mut scale = step * a.scale;
+        if let Some((factor, grid)) = a.grids.product {
+            grid.round_product(self.kernels, scores, step * factor);
+            scale = a.scale;
         }
-        factors
+        if !a.biases.is_empty() || a.key_bias.is_some() {
+            scores.iter_mut().for_each(|v| *v *= scale);
+            scale = 1.;
+        }
+        if let Some(input) = a.key_bias {
+            // SAFETY: `kernels` came from `available`.
+            unsafe { (self.kernels.rows.add)(scores, &self.inputs[input][..a.keys]) };
+        }
+        for bias in &a.biases {
+            let plane = self.b % bias.batch * bias.heads + self.h % bias.heads;
+            let at = (plane * a.queries + query) * a.keys;
+            // SAFETY: `kernels` came from `available`.
+            unsafe { (self.kernels.rows.add)(scores, &bias.values[at..at + a.keys]) };
+        }
+        if let Some(grid) = a.grids.scores {
+            grid.round_product(self.kernels, scores, scale);
+            scale = 1.;
+        }
+        scale
+    }
+
+    /// Turns scores, which `scale` multiplies, into a row of the softmax but for a factor, which is returned.
+    fn exponentials(&self, scale: f32, scores: &mut [f32]) -> f32 {
+        let (a, kernels) = (self.attention, self.kernels);
+        // SAFETY: `kernels` came from `available`.
+        let factor = unsafe { (kernels.rows.exponentials)(scores, a.keys, scale) };
+        let Some(grid) = a.grids.probabilities else { return factor };
+        grid.round_product(kernels, scores, factor);
+        1.
     }
 
     /// Writes the output of the queries from `m` on, columns of v from `column` on, each row times its factor.

@@ -3,6 +3,7 @@
 mod avx2;
 mod norm;
 mod vnni;
+mod words;
 
 use super::Kernels;
 

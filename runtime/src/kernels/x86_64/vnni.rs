@@ -6,7 +6,7 @@ use super::super::math;
 use super::super::pack::Group;
 use super::super::rows::{self, Activation, ChannelScale, Norm, Quants, RowFns, Target};
 use super::super::{Body, GROUP, I8Panel, Kernels, Layout, MR_F32, MR_I8, NR, PanelJob, TileF32, TileI8};
-use super::norm;
+use super::{norm, words};
 use std::arch::x86_64::*;
 
 pub static KERNELS: Kernels = Kernels {
@@ -38,8 +38,10 @@ const FUNCTIONS: RowFns = RowFns {
     layer_norm: norm::layer_norm,
     finish_f32: finish_floats,
     exponentials: scaled_exponentials,
+    softmax_i16: softmax_rows,
     activate: activate_row,
     depthwise_i8: depthwise_row,
+    pack_keys: words::pack_keys,
     ..ROWS
 };
 
@@ -289,13 +291,15 @@ const GELU: [[f32; NR]; 3] = [
     ],
 ];
 
+/// Adding 1.5·2^23 rounds to an integer in the low mantissa bits.
+const ROUND: f32 = 12_582_912.0;
+
 /// GELU with erf, absolute error below 1e-4, as of [`math::gelu_coarse`]: by a table of one vector, since the polynomial is
 /// computed by the units that multiply integers.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
 fn gelu(x: __m512) -> __m512 {
-    // Adding 1.5·2^23 rounds to an integer in the low mantissa bits, of which the permutation takes four.
-    const ROUND: f32 = 12_582_912.0;
+    // The permutation takes the four lowest bits of what is rounded.
     let a = _mm512_min_ps(_mm512_set1_ps(math::GELU_END), _mm512_abs_ps(x));
     let place = _mm512_fmadd_ps(a, _mm512_set1_ps(15.5 / math::GELU_END), _mm512_set1_ps(ROUND));
     let [square, linear, constant] = GELU.map(|row| {
@@ -503,6 +507,73 @@ unsafe fn scaled_exponentials(x: &mut [f32], n: usize, scale: f32) -> f32 {
     }
 }
 
+/// As [`rows::softmax_i16`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
+unsafe fn softmax_rows(x: &mut [f32], n: usize, scale: f32, largest: f32, out: &mut [i16], factors: &mut [f32]) {
+    if scale <= 0. || factors.len() > MR_F32 {
+        return rows::softmax_i16::<true>(x, n, scale, largest, out, factors);
+    }
+    let width = x.len() / factors.len();
+    // In units of log 2. The largest of all rows first: finding one is a chain of instructions that wait for each other.
+    let scale = scale * std::f32::consts::LOG2_E;
+    let mut tops = [0.; MR_F32];
+    for (x, top) in x.chunks_exact_mut(width).zip(&mut tops) {
+        x[n..].fill(f32::NEG_INFINITY);
+        let mut most = _mm512_set1_ps(f32::NEG_INFINITY);
+        for c in x.as_chunks::<NR>().0 {
+            // SAFETY: a chunk holds 16 values.
+            most = _mm512_max_ps(unsafe { _mm512_loadu_ps(c.as_ptr()) }, most);
+        }
+        *top = _mm512_reduce_max_ps(most) * scale;
+    }
+    let scale = _mm512_set1_ps(scale);
+    let largest = largest.log2();
+    let order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+    let rows = x.chunks_exact(width).zip(out.chunks_exact_mut(width));
+    for (((x, out), top), factor) in rows.zip(tops).zip(factors) {
+        let offset = _mm512_set1_ps(largest - top);
+        let weights = |x: *const f32| {
+            // SAFETY: there are 16 values. What is far above −100 rounds to 0.
+            let y = unsafe { _mm512_fmadd_ps(_mm512_loadu_ps(x), scale, offset) };
+            _mm512_cvtps_epi32(coarse_power(_mm512_max_ps(_mm512_set1_ps(-100.), y)))
+        };
+        let (mut sum, mut signs) = (_mm512_setzero_si512(), _mm512_setzero_si512());
+        let (x, out) = (x.as_chunks::<{ 2 * NR }>(), out.as_chunks_mut::<{ 2 * NR }>());
+        for (x, out) in x.0.iter().zip(out.0) {
+            let (a, b) = (weights(x.as_ptr()), weights(x[NR..].as_ptr()));
+            sum = _mm512_add_epi32(sum, _mm512_add_epi32(a, b));
+            signs = _mm512_or_si512(signs, _mm512_or_si512(a, b));
+            let both = _mm512_permutexvar_epi64(order, _mm512_packs_epi32(a, b));
+            // SAFETY: two chunks of 16 values.
+            unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), both) };
+        }
+        for (x, out) in x.1.as_chunks::<NR>().0.iter().zip(out.1.as_chunks_mut::<NR>().0) {
+            let a = weights(x.as_ptr());
+            sum = _mm512_add_epi32(sum, a);
+            signs = _mm512_or_si512(signs, a);
+            // SAFETY: a chunk of 16 values.
+            unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(a)) };
+        }
+        // What is no number becomes the smallest integer.
+        let numbers = _mm512_movepi32_mask(signs) == 0;
+        *factor = if numbers { 1. / _mm512_reduce_add_epi32(sum) as f32 } else { f32::NAN };
+    }
+}
+
+/// 2^y for −126 < y < 128, relative error below 8e-5. Few of its instructions need the units that multiply: rounding by an
+/// addition, 2^n by adding to the exponent's bits.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
+fn coarse_power(y: __m512) -> __m512 {
+    let shifted = _mm512_add_ps(y, _mm512_set1_ps(ROUND));
+    let r = _mm512_sub_ps(y, _mm512_sub_ps(shifted, _mm512_set1_ps(ROUND)));
+    let p = _mm512_fmadd_ps(r, _mm512_set1_ps(POWER[0]), _mm512_set1_ps(POWER[1]));
+    let p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(POWER[2]));
+    let p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(POWER[3]));
+    let exponent = _mm512_slli_epi32::<23>(_mm512_castps_si512(shifted));
+    _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), exponent))
+}
+
 /// 2^y, relative error below 2e-7; 0 for −∞.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
@@ -538,12 +609,8 @@ const POWER: [f32; 4] = [5.517_165e-2, 2.426_111_5e-1, 6.932_609_7e-1, 9.999_280
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
 fn silu(x: __m512) -> __m512 {
     let y = _mm512_mul_ps(x, _mm512_set1_ps(-std::f32::consts::LOG2_E));
-    let n = _mm512_roundscale_ps::<0>(y);
-    let r = _mm512_sub_ps(y, n);
-    let p = _mm512_fmadd_ps(r, _mm512_set1_ps(POWER[0]), _mm512_set1_ps(POWER[1]));
-    let p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(POWER[2]));
-    let p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(POWER[3]));
-    let e = _mm512_scalef_ps(p, n);
+    let y = _mm512_min_ps(_mm512_set1_ps(100.), _mm512_max_ps(_mm512_set1_ps(-100.), y));
+    let e = coarse_power(y);
     _mm512_mul_ps(x, _mm512_rcp14_ps(_mm512_add_ps(_mm512_set1_ps(1.), e)))
 }
 

@@ -14,6 +14,9 @@ mod order;
 mod pairs;
 mod requantize;
 mod table;
+#[cfg(test)]
+mod testing;
+mod unread;
 mod view;
 
 use super::ops::Fused;
@@ -48,6 +51,7 @@ pub fn lower(graph: Graph, kernels: &Kernels, per_token: bool) -> Result<Lowered
     requantize::run(&mut l);
     movement::run(&mut l);
     order::run(&mut l);
+    unread::run(&mut l);
     conv::join_bottlenecks(&mut l);
     linear::absorb_norms(&mut l);
     linear::join_pairs(&mut l, kernels);

@@ -29,7 +29,7 @@ pub fn run(l: &mut Lowered) {
         let Some(views) = views.filter(|v| !v.is_empty() && used.len() == outputs.len()) else { continue };
         let mut new = vec![];
         for (v, &output) in views.iter().zip(&used) {
-            match l.moved(v, output) {
+            match l.moved(&v.root, Copy::new(v.offset, v.axes.iter().flatten().copied()), output) {
                 Some(n) => new.push(n),
                 None if uses.is_output(output) => new.push(NodeProto::of("Identity", &[&v.root], &[output], vec![])),
                 None => same.push((output.clone(), v.root.clone())),
@@ -60,7 +60,7 @@ fn sink(l: &mut Lowered) {
         if n.op_type() == "Transpose" && n.domain().is_empty() && n.ints("perm") == Some(&TO_FIRST) {
             last.insert(n.output[0].clone(), n.input_name(0).into());
         } else if (ANY_ORDER.contains(&n.op_type()) && n.domain().is_empty())
-            || matches!(l.fused_of(&n), Some(Fused::Activation(_)))
+            || matches!(l.fused_of(&n), Some(Fused::Activation(_) | Fused::Table(_) | Fused::Requantize(_)))
         {
             // Constants must be scalars; at least one input must be a picture.
             let inputs: Option<Vec<String>> = (n.input.iter())
@@ -94,12 +94,11 @@ pub fn is_move(n: &NodeProto) -> bool {
 }
 
 impl Lowered {
-    /// The node that makes `output` from the root of its view; `None` where the elements and their shape are the root's.
-    fn moved(&mut self, v: &FactoredView, output: &str) -> Option<NodeProto> {
-        let copy = Copy::new(v.offset, v.axes.iter().flatten().copied());
-        let (from, to) = (self.graph.shape(&v.root).unwrap_or_default(), self.graph.shape(output).unwrap_or_default());
+    /// The node that copies `output` from a value; `None` where the elements and their shape are that value's.
+    pub(super) fn moved(&mut self, root: &str, copy: Copy, output: &str) -> Option<NodeProto> {
+        let (from, to) = (self.graph.shape(root).unwrap_or_default(), self.graph.shape(output).unwrap_or_default());
         if !copy.is_contiguous() || elements(&from) != elements(&to) {
-            return Some(self.node(Fused::Copy(copy), &[&v.root], output));
+            return Some(self.node(Fused::Copy(copy), &[root], output));
         }
         if from == to {
             return None;
@@ -107,6 +106,40 @@ impl Lowered {
         let shape: Vec<i64> = to.iter().map(|&d| d as i64).collect();
         let name = self.graph.fresh(&format!("{output}.shape"));
         self.graph.initializers.insert(name.clone(), i64_tensor(&name, &[shape.len()], &shape));
-        Some(NodeProto::of("Reshape", &[&v.root, &name], &[output], vec![]))
+        Some(NodeProto::of("Reshape", &[root, &name], &[output], vec![]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Builder, agrees_with_tract};
+    use super::*;
+    use crate::kernels::detect;
+
+    #[test]
+    fn pictures_stay_channels_last_while_they_are_rounded() {
+        let (first, last) = ([1, 8, 4, 6], [1, 4, 6, 8]);
+        for tabulated in [false, true] {
+            let mut b = Builder::new(&first);
+            let y = b.transpose("x", &TO_LAST, &last);
+            let y = b.norm(&y, &last);
+            let y = b.transpose(&y, &TO_FIRST, &first);
+            let mut y = b.round(&y, &first);
+            if tabulated {
+                let sigmoid = b.node("Sigmoid", &[&y], vec![], &first);
+                let sigmoid = b.round(&sigmoid, &first);
+                y = b.node("Mul", &[&y, &sigmoid], vec![], &first);
+                y = b.round(&y, &first);
+            }
+            let y = b.transpose(&y, &TO_LAST, &last);
+            let y = b.norm(&y, &last);
+            let g = b.finish(&[&y]);
+            let middle: &[&str] = if tabulated { &["requantize", "table", "requantize"] } else { &["requantize"] };
+            assert_eq!(agrees_with_tract(&g), [&["layer_norm"], middle, &["layer_norm"]].concat());
+            // The input alone is moved.
+            let l = super::super::lower(g, detect().unwrap(), false).unwrap();
+            let copies = l.graph.nodes.iter().filter(|n| matches!(l.fused_of(n), Some(Fused::Copy(_))));
+            assert_eq!(copies.count(), 1);
+        }
     }
 }

@@ -190,144 +190,44 @@ fn moved(l: &Lowered, uses: &Uses, value: &str, leading: &[usize], width: usize)
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::{Builder, agrees_with_tract};
     use super::*;
-    use crate::model::card::SelfTest;
-    use crate::model::plan::How;
-    use crate::onnx::proto::OperatorSetIdProto;
-    use crate::onnx::{DType, ModelProto, attr, f32_tensor, i64_tensor, value_info};
-    use crate::{Options, Session};
-    use prost::Message;
+    use crate::onnx::attr;
 
-    /// A graph that is written node by node.
-    struct Builder(Graph);
+    const SHAPE: [usize; 4] = [1, 4, 6, 8];
 
-    impl Builder {
-        fn new() -> Builder {
-            let opset = OperatorSetIdProto { version: Some(17), ..Default::default() };
-            let header = ModelProto {
-                ir_version: Some(8),
-                opset_import: vec![opset],
-                graph: Some(Default::default()),
-                ..Default::default()
-            };
-            Builder(Graph::decode(header.encode_to_vec().into(), None).unwrap())
+    /// Shifts a picture `[1][4][6][8]` along an axis.
+    fn roll(b: &mut Builder, x: &str, axis: usize, by: usize) -> String {
+        let shape = [1, 4, 6, 8];
+        let mut parts = vec![];
+        for (from, to) in [(by, shape[axis]), (0, by)] {
+            let [from, to, axes] = [from as i64, to as i64, axis as i64].map(|v| b.ints(&[v]));
+            let mut part = shape;
+            part[axis] = if parts.is_empty() { shape[axis] - by } else { by };
+            parts.push(b.node("Slice", &[x, &from, &to, &axes], vec![], &part));
         }
-
-        /// Adds a node; returns its output.
-        fn node(
-            &mut self,
-            op: &str,
-            inputs: &[&str],
-            attributes: Vec<crate::onnx::AttributeProto>,
-            shape: &[usize],
-        ) -> String {
-            let name = format!("v{}", self.0.nodes.len());
-            self.0.nodes.push(NodeProto::of(op, inputs, &[&name], attributes));
-            self.0.value_info.insert(name.clone(), value_info(&name, DType::Float, shape));
-            name
-        }
-
-        fn floats(&mut self, shape: &[usize]) -> String {
-            let name = self.0.fresh("f");
-            let values = SelfTest::input(self.0.initializers.len() as u64, shape.iter().product());
-            self.0.initializers.insert(name.clone(), f32_tensor(&name, shape, &values));
-            name
-        }
-
-        fn ints(&mut self, values: &[i64]) -> String {
-            let name = self.0.fresh("i");
-            self.0.initializers.insert(name.clone(), i64_tensor(&name, &[values.len()], values));
-            name
-        }
-
-        fn reshape(&mut self, x: &str, shape: &[usize]) -> String {
-            let to = self.ints(&shape.iter().map(|&d| d as i64).collect::<Vec<_>>());
-            self.node("Reshape", &[x, &to], vec![], shape)
-        }
-
-        fn transpose(&mut self, x: &str, perm: &[i64], shape: &[usize]) -> String {
-            self.node("Transpose", &[x], vec![attr::ints("perm", perm)], shape)
-        }
-
-        fn layer(&mut self, x: &str, shape: &[usize], n: usize) -> String {
-            let (&k, leading) = shape.split_last().unwrap();
-            let (w, b, shape) = (self.floats(&[k, n]), self.floats(&[n]), [leading, &[n]].concat());
-            let y = self.node("MatMul", &[x, &w], vec![], &shape);
-            self.node("Add", &[&y, &b], vec![], &shape)
-        }
-
-        /// Shifts a picture `[1][4][6][8]` along an axis.
-        fn roll(&mut self, x: &str, axis: usize, by: usize) -> String {
-            let shape = [1, 4, 6, 8];
-            let mut parts = vec![];
-            for (from, to) in [(by, shape[axis]), (0, by)] {
-                let [from, to, axes] = [from as i64, to as i64, axis as i64].map(|v| self.ints(&[v]));
-                let mut part = shape;
-                part[axis] = if parts.is_empty() { shape[axis] - by } else { by };
-                parts.push(self.node("Slice", &[x, &from, &to, &axes], vec![], &part));
-            }
-            self.node("Concat", &[&parts[0], &parts[1]], vec![attr::int("axis", axis as i64)], &shape)
-        }
-
-        fn finish(mut self, shape: &[usize]) -> Graph {
-            let y = self.0.nodes.last().unwrap().output[0].clone();
-            self.0.inputs.push(value_info("x", DType::Float, &[1, 4, 6, 8]));
-            self.0.outputs.push(value_info(&y, DType::Float, shape));
-            self.0
-        }
+        b.node("Concat", &[&parts[0], &parts[1]], vec![attr::int("axis", axis as i64)], &shape)
     }
 
     /// Attention in windows of 2 × 3 of a picture of 4 × 6 that is shifted before and back after it, and its residual.
     fn shifted_windows() -> Graph {
-        let mut b = Builder::new();
-        let (gamma, beta) = (b.floats(&[8]), b.floats(&[8]));
-        let x = b.node("LayerNormalization", &["x", &gamma, &beta], vec![attr::int("axis", -1)], &[1, 4, 6, 8]);
-        let x = b.roll(&x, 1, 1);
-        let x = b.roll(&x, 2, 2);
+        let mut b = Builder::new(&SHAPE);
+        let x = b.norm("x", &SHAPE);
+        let x = roll(&mut b, &x, 1, 1);
+        let x = roll(&mut b, &x, 2, 2);
         let x = b.reshape(&x, &[1, 2, 2, 2, 3, 8]);
         let x = b.transpose(&x, &[0, 1, 3, 2, 4, 5], &[1, 2, 2, 2, 3, 8]);
         let x = b.reshape(&x, &[4, 6, 8]);
         let qkv = b.layer(&x, &[4, 6, 8], 24);
-        let qkv = b.reshape(&qkv, &[4, 6, 3, 2, 4]);
-        let qkv = b.transpose(&qkv, &[2, 0, 3, 1, 4], &[3, 4, 2, 6, 4]);
-        let [q, k, v] = [0, 1, 2].map(|i| {
-            let at = b.0.fresh("g");
-            b.0.initializers.insert(at.clone(), i64_tensor(&at, &[], &[i]));
-            b.node("Gather", &[&qkv, &at], vec![attr::int("axis", 0)], &[4, 2, 6, 4])
-        });
-        let k = b.transpose(&k, &[0, 1, 3, 2], &[4, 2, 4, 6]);
-        let scores = b.node("MatMul", &[&q, &k], vec![], &[4, 2, 6, 6]);
-        let p = b.node("Softmax", &[&scores], vec![attr::int("axis", -1)], &[4, 2, 6, 6]);
-        let y = b.node("MatMul", &[&p, &v], vec![], &[4, 2, 6, 4]);
-        let y = b.transpose(&y, &[0, 2, 1, 3], &[4, 6, 2, 4]);
-        let y = b.reshape(&y, &[4, 6, 8]);
+        let y = b.attention(&qkv, [4, 6, 2, 4]);
         let y = b.layer(&y, &[4, 6, 8], 8);
         let y = b.reshape(&y, &[1, 2, 2, 2, 3, 8]);
         let y = b.transpose(&y, &[0, 1, 3, 2, 4, 5], &[1, 2, 2, 2, 3, 8]);
-        let y = b.reshape(&y, &[1, 4, 6, 8]);
-        let y = b.roll(&y, 2, 4);
-        let y = b.roll(&y, 1, 3);
-        b.node("Add", &["x", &y], vec![], &[1, 4, 6, 8]);
-        b.finish(&[1, 4, 6, 8])
-    }
-
-    /// Classes of what runs, but for what only renames data.
-    fn agrees_with_tract(g: &Graph) -> Vec<String> {
-        let x = ArrayD::from_shape_vec(vec![1, 4, 6, 8], SelfTest::input(99, 192)).unwrap();
-        let run = |options: Options| {
-            let mut session = Session::from_graph(g.clone(), &options).unwrap();
-            (session.run(std::slice::from_ref(&x)).unwrap().remove(0), session)
-        };
-        let (want, _) = run(Options { fuse: false, ..Options::default() });
-        let mut classes = vec![];
-        for threads in [1, 2, 8] {
-            let (got, session) = run(Options { threads, ..Options::default() });
-            let worst = got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0., f32::max);
-            assert!(worst < 1e-4, "{worst} with {threads} threads");
-            let runs = session.plan().iter().filter(|l| l.how != How::Layout);
-            classes = runs.map(|l| l.class.clone()).collect();
-        }
-        classes
+        let y = b.reshape(&y, &SHAPE);
+        let y = roll(&mut b, &y, 2, 4);
+        let y = roll(&mut b, &y, 1, 3);
+        let y = b.node("Add", &["x", &y], vec![], &SHAPE);
+        b.finish(&[&y])
     }
 
     #[test]
@@ -338,23 +238,23 @@ mod tests {
     #[test]
     fn what_others_see_is_moved_for_them() {
         // The moved value is a second output: the layer must not add the residual to it.
-        let mut b = Builder::new();
-        let y = b.layer("x", &[1, 4, 6, 8], 8);
-        let y = b.roll(&y, 1, 1);
-        let z = b.node("Add", &["x", &y], vec![], &[1, 4, 6, 8]);
-        b.node("Mul", &[&z, &y], vec![], &[1, 4, 6, 8]);
-        let classes = agrees_with_tract(&b.finish(&[1, 4, 6, 8]));
+        let mut b = Builder::new(&SHAPE);
+        let y = b.layer("x", &SHAPE, 8);
+        let y = roll(&mut b, &y, 1, 1);
+        let z = b.node("Add", &["x", &y], vec![], &SHAPE);
+        let y = b.node("Mul", &[&z, &y], vec![], &SHAPE);
+        let classes = agrees_with_tract(&b.finish(&[&y]));
         assert!(classes.contains(&"Add".to_string()), "{classes:?}");
     }
 
     #[test]
     fn rows_that_are_missing_are_no_order() {
-        let mut b = Builder::new();
+        let mut b = Builder::new(&SHAPE);
         let [from, to, axes] = [1, 3, 1].map(|v| b.ints(&[v]));
         let y = b.node("Slice", &["x", &from, &to, &axes], vec![], &[1, 2, 6, 8]);
-        let y = b.node("Concat", &[&y, &y], vec![attr::int("axis", 1)], &[1, 4, 6, 8]);
-        let y = b.layer(&y, &[1, 4, 6, 8], 8);
-        b.node("Relu", &[&y], vec![], &[1, 4, 6, 8]);
-        agrees_with_tract(&b.finish(&[1, 4, 6, 8]));
+        let y = b.node("Concat", &[&y, &y], vec![attr::int("axis", 1)], &SHAPE);
+        let y = b.layer(&y, &SHAPE, 8);
+        let y = b.node("Relu", &[&y], vec![], &SHAPE);
+        agrees_with_tract(&b.finish(&[&y]));
     }
 }
