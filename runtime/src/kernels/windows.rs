@@ -1,7 +1,7 @@
 //! Attention within windows, with the linear layer that makes its queries, keys and values: a few windows at a time, so that
 //! what lies between stays in the cache.
 
-use super::attention::Attention;
+use super::attention::{Attention, Step};
 use super::linear::{BLOCK, Linear};
 use super::room;
 use crate::exec::{Exec, Scattered};
@@ -24,8 +24,8 @@ thread_local! {
 impl Windows {
     /// Whether every window finds all that it reads in rows of its own.
     pub fn fit(linear: &Linear, a: &Attention) -> bool {
-        let Some(window) = a.queries.checked_mul(linear.n()).filter(|_| a.queries == a.keys && a.key_bias.is_none())
-        else {
+        let adds_input = a.steps.iter().any(|s| matches!(s, Step::AddInput(_)));
+        let Some(window) = a.queries.checked_mul(linear.n()).filter(|_| a.queries == a.keys && !adds_input) else {
             return false;
         };
         [(&a.q, a.dim), (&a.k, a.dim), (&a.v, a.dim_v)].into_iter().all(|(v, dim)| {

@@ -4,7 +4,7 @@ use super::lower::DOMAIN;
 use super::ops::Fused;
 use crate::error::{Error, Result};
 use crate::kernels::NR;
-use crate::kernels::attention::{Attention, HeadView};
+use crate::kernels::attention::{Attention, HeadView, Step};
 use crate::kernels::conv::{Conv, Filter, Geometry};
 use crate::kernels::depthwise::{Depthwise, Taps};
 use crate::kernels::linear::Linear;
@@ -262,11 +262,16 @@ impl Attention {
             },
         );
         need(filled == Some(len), || format!("its result does not fill {output:?}"))?;
-        let bias = |s: &crate::kernels::attention::ScoreBias| {
-            s.batch > 0 && s.heads > 0 && s.values.len() == s.batch * s.heads * self.queries * self.keys
-        };
-        need(self.biases.iter().all(bias), || "a bias of another size".into())?;
-        let added = self.key_bias.map(|i| inputs.get(i).map_or(0, |s| elements(s)));
-        need(added.is_none_or(|n| n == self.keys), || "a bias of another number of keys".into())
+        self.steps.iter().try_for_each(|step| match step {
+            Step::Times(_) | Step::Round(_) => Ok(()),
+            Step::Add(s) => {
+                let fits = s.batch > 0 && s.heads > 0 && s.values.len() == s.batch * s.heads * self.queries * self.keys;
+                need(fits, || "a bias of another size".into())
+            }
+            Step::AddInput(input) => {
+                let added = inputs.get(*input).map_or(0, |s| elements(s));
+                need(added == self.keys, || "a bias of another number of keys".into())
+            }
+        })
     }
 }

@@ -4,7 +4,7 @@
 use super::super::requantize::Grid;
 use super::super::rows::Products;
 use super::super::{I8Weights, Kernels, MR_I8, NR, TileI8, room};
-use super::{Attention, Head, HeadView, Output};
+use super::{Attention, Head, HeadView, Output, Step};
 
 /// How a file rounds the parts of an attention.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,14 +59,20 @@ impl Bytes {
             rounded.or(a.grids.inputs[input].map(|grid| (1., grid))).map(Codes::of)
         };
         let (q, k, v) = (side(a.grids.q, 0)?, side(a.grids.k, 1)?, side(None, 2)?);
-        let ((factor, grid), scale) = match (a.grids.product, a.grids.scores) {
-            (Some(product), None) => (product, a.scale),
-            (None, Some(grid)) => ((a.scale, grid), 1.),
-            _ => return None,
-        };
+        let (mut rounded, mut scale) = (None, 1.);
+        for step in &a.steps {
+            match step {
+                Step::Times(by) => scale *= by,
+                Step::Round(grid) if rounded.is_none() => {
+                    rounded = Some((scale, *grid));
+                    scale = 1.;
+                }
+                _ => return None,
+            }
+        }
+        let (factor, grid) = rounded?;
         let probabilities = Codes::of((1., a.grids.probabilities?));
-        let plain = a.biases.is_empty() && a.key_bias.is_none() && scale > 0.;
-        if !plain || a.dim.max(a.keys) > MOST_INPUTS {
+        if scale <= 0. || a.dim.max(a.keys) > MOST_INPUTS {
             return None;
         }
         let step = f64::from(grid.scale) * f64::from(scale);
@@ -231,9 +237,8 @@ mod tests {
         let grids = Grids {
             inputs: [None, Some(grid(0.011, 117.)), Some(grid(0.0074, 131.))],
             q: Some((0.7, grid(0.006, 129.))),
-            product: Some((1.3, grid(0.02, 120.))),
+            k: None,
             probabilities: Some(grid(1. / 256., 0.)),
-            ..Grids::default()
         };
         Attention {
             batch: 2,
@@ -245,9 +250,7 @@ mod tests {
             q: rows(0, queries, dim),
             k: HeadView { input: 1, offset: 0, strides: [HEADS * dim * keys, dim * keys, 1, keys] },
             v: rows(2, keys, dim_v),
-            scale: 1.7,
-            biases: vec![],
-            key_bias: None,
+            steps: vec![Step::Times(1.3), Step::Round(grid(0.02, 120.)), Step::Times(1.7)],
             out: [HEADS * queries * dim_v, queries * dim_v, dim_v, 1],
             grids,
             arithmetic: Arithmetic::Float,
@@ -261,7 +264,9 @@ mod tests {
             (x / scale).round_ties_even().clamp(low, high) * scale
         };
         let (factor, of_q) = a.grids.q.expect("a grid");
-        let (of_product, products) = a.grids.product.expect("a grid");
+        let [Step::Times(of_product), Step::Round(products), Step::Times(scale)] = a.steps[..] else {
+            panic!("other steps")
+        };
         let mut out = vec![];
         for (b, h) in (0..a.batch).flat_map(|b| (0..a.heads).map(move |h| (b, h))) {
             let at = |v: &HeadView, t: usize, d: usize| {
@@ -274,7 +279,7 @@ mod tests {
                         let q = |d| rounded(at(&a.q, m, d) * f64::from(factor), of_q);
                         let k = |d| rounded(at(&a.k, n, d), a.grids.inputs[1].expect("a grid"));
                         let product: f64 = (0..a.dim).map(|d| q(d) * k(d)).sum();
-                        rounded(product * f64::from(of_product), products) * f64::from(a.scale)
+                        rounded(product * f64::from(of_product), products) * f64::from(scale)
                     })
                     .collect();
                 let sum: f64 = scores.iter().map(|s| s.exp()).sum();
@@ -318,10 +323,10 @@ mod tests {
         assert!(Bytes::of(&whole).is_some());
         let missing: [fn(&mut Attention); 5] = [
             |a| a.grids.inputs[2] = None,
-            |a| a.grids.product = None,
+            |a| drop(a.steps.remove(1)),
             |a| a.grids.probabilities = None,
-            |a| a.key_bias = Some(0),
-            |a| a.scale = -1.,
+            |a| a.steps.push(Step::AddInput(0)),
+            |a| a.steps.push(Step::Times(-1.)),
         ];
         for (i, take) in missing.into_iter().enumerate() {
             let mut a = whole.clone();

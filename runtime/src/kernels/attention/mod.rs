@@ -35,7 +35,20 @@ pub struct ScoreBias {
     pub values: Vec<f32>,
 }
 
-/// `softmax(scale · q kᵀ + biases) v`.
+/// What happens to scores on their way to the softmax.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// A factor.
+    Times(f32),
+    /// Rounding to a grid.
+    Round(Grid),
+    /// A constant is added.
+    Add(ScoreBias),
+    /// An input `[keys]` is added for every query and head.
+    AddInput(usize),
+}
+
+/// `softmax(steps(q kᵀ)) v`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Attention {
     /// Batch (windows, patches).
@@ -56,12 +69,8 @@ pub struct Attention {
     pub k: HeadView,
     /// Values.
     pub v: HeadView,
-    /// Multiplies q·k.
-    pub scale: f32,
-    /// Added to the scaled scores.
-    pub biases: Vec<ScoreBias>,
-    /// An input `[keys]` that is added to the scaled scores of every query and head.
-    pub key_bias: Option<usize>,
+    /// From q·k to what enters the softmax, in this order.
+    pub steps: Vec<Step>,
     /// Strides of batch, head, query and dim in the output.
     pub out: [usize; 4],
     /// Where a file rounds to 8-bit integers on the way.
@@ -91,11 +100,7 @@ pub struct Grids {
     pub q: Option<(f32, Grid)>,
     /// Of keys times a factor.
     pub k: Option<(f32, Grid)>,
-    /// Of q·k times a factor, before [`Attention::scale`].
-    pub product: Option<(f32, Grid)>,
-    /// Of what enters the softmax.
-    pub scores: Option<Grid>,
-    /// Of what leaves it.
+    /// Of what leaves the softmax.
     pub probabilities: Option<Grid>,
 }
 
@@ -123,7 +128,8 @@ impl Attention {
     /// Leaves out the queries beside a range.
     pub fn keep_queries(&mut self, range: Range<usize>) {
         self.q.offset += range.start * self.q.strides[2];
-        for bias in &mut self.biases {
+        let biases = self.steps.iter_mut().filter_map(|s| if let Step::Add(bias) = s { Some(bias) } else { None });
+        for bias in biases {
             let planes = bias.values.chunks_exact(self.queries * self.keys);
             let kept = range.start * self.keys..range.end * self.keys;
             bias.values = planes.flat_map(|plane| &plane[kept.clone()]).copied().collect();
@@ -209,31 +215,30 @@ impl Head<'_> {
 
     /// Turns products of a query with all keys, in units of `step`, into scores but for a factor, which is returned.
     fn scores(&self, query: usize, step: f32, products: &mut [f32]) -> f32 {
-        let (a, scores) = (self.attention, products);
-        let mut scale = step * a.scale;
-        if let Some((factor, grid)) = a.grids.product {
-            grid.round_product(self.kernels, scores, step * factor);
-            scale = a.scale;
+        let (a, scores, rows) = (self.attention, products, &self.kernels.rows);
+        let mut factor = step;
+        for step in &a.steps {
+            if matches!(step, Step::Add(_) | Step::AddInput(_)) && factor != 1. {
+                scores.iter_mut().for_each(|v| *v *= factor);
+                factor = 1.;
+            }
+            match step {
+                Step::Times(by) => factor *= by,
+                Step::Round(grid) => {
+                    grid.round_product(self.kernels, scores, factor);
+                    factor = 1.;
+                }
+                // SAFETY: `kernels` came from `available`, here and below.
+                Step::AddInput(input) => unsafe { (rows.add)(scores, &self.inputs[*input][..a.keys]) },
+                Step::Add(bias) => {
+                    let plane = self.b % bias.batch * bias.heads + self.h % bias.heads;
+                    let at = (plane * a.queries + query) * a.keys;
+                    // SAFETY: as above.
+                    unsafe { (rows.add)(scores, &bias.values[at..at + a.keys]) };
+                }
+            }
         }
-        if !a.biases.is_empty() || a.key_bias.is_some() {
-            scores.iter_mut().for_each(|v| *v *= scale);
-            scale = 1.;
-        }
-        if let Some(input) = a.key_bias {
-            // SAFETY: `kernels` came from `available`.
-            unsafe { (self.kernels.rows.add)(scores, &self.inputs[input][..a.keys]) };
-        }
-        for bias in &a.biases {
-            let plane = self.b % bias.batch * bias.heads + self.h % bias.heads;
-            let at = (plane * a.queries + query) * a.keys;
-            // SAFETY: `kernels` came from `available`.
-            unsafe { (self.kernels.rows.add)(scores, &bias.values[at..at + a.keys]) };
-        }
-        if let Some(grid) = a.grids.scores {
-            grid.round_product(self.kernels, scores, scale);
-            scale = 1.;
-        }
-        scale
+        factor
     }
 
     /// Turns scores, which `scale` multiplies, into a row of the softmax but for a factor, which is returned.

@@ -4,7 +4,7 @@
 use super::pairs::{Pair, origin};
 use super::view::{View, strides, trace};
 use super::{Fused, Lowered, Rewrites, fused_index};
-use crate::kernels::attention::{Arithmetic, Attention, Bytes, Grids, HeadView, ScoreBias};
+use crate::kernels::attention::{Arithmetic, Attention, Bytes, Grids, HeadView, ScoreBias, Step};
 use crate::kernels::requantize::Grid;
 use crate::kernels::windows::Windows;
 use crate::kernels::{Kernels, Layout};
@@ -52,20 +52,14 @@ fn find(g: &Graph, uses: &Uses, softmax: usize) -> Option<Found> {
     if last + 1 != scores_shape.len() {
         return None;
     }
-    let mut scale = 1.;
-    let (mut biases, mut key_bias) = (vec![], None);
-    let (mut grids, mut product_grid) = (Grids::default(), None);
+    let mut grids = Grids::default();
+    let mut inputs: Vec<String> = vec![];
     // Upwards to the product of q and k.
+    let mut steps = vec![];
     let mut value = n.input_name(0).to_string();
     let product = loop {
         if let Some(pair) = Pair::before_one(g, uses, &value) {
-            let grid = eight_bits(&pair)?;
-            let of_product = uses.producer(pair.input(g)).is_some_and(|i| g.nodes[i].op_type() == "MatMul");
-            match nodes.len() {
-                1 => grids.scores = Some(grid),
-                _ if of_product => product_grid = Some(grid),
-                _ => return None,
-            }
+            steps.push(Step::Round(eight_bits(&pair)?));
             nodes.extend([pair.quantize, pair.dequantize]);
             value = pair.input(g).into();
             continue;
@@ -78,22 +72,20 @@ fn find(g: &Graph, uses: &Uses, softmax: usize) -> Option<Found> {
             "MatMul" => break i,
             "Reshape" => value = n.input_name(0).into(),
             "Add" if !n.input.iter().any(|i| g.initializers.contains_key(i)) => {
-                let at = key_bias_of(g, n, keys).filter(|_| scale == 1. && key_bias.is_none())?;
-                key_bias = Some(n.input[at].clone());
+                let at = key_bias_of(g, n, keys)?;
+                steps.push(Step::AddInput(inputs.len()));
+                inputs.push(n.input[at].clone());
                 value = n.input[1 - at].clone();
             }
             "Add" => {
                 let constant = n.input.iter().take(2).position(|i| g.initializers.contains_key(i))?;
                 let at = g.shape(&n.output[0])?;
-                let mut bias = score_bias(g, &n.input[constant], &at, [batch, heads, queries, keys])?;
-                // A bias added before a scaling (seen from here: met after it) is scaled too.
-                bias.values.iter_mut().for_each(|v| *v *= scale);
-                biases.push(bias);
+                steps.push(Step::Add(score_bias(g, &n.input[constant], &at, [batch, heads, queries, keys])?));
                 value = n.input.get(1 - constant)?.clone();
             }
             "Mul" | "Div" => {
                 let (rest, s) = scaled(g, n.op_type(), &n.input)?;
-                scale *= s;
+                steps.push(Step::Times(s));
                 value = rest;
             }
             _ => return None,
@@ -139,10 +131,8 @@ fn find(g: &Graph, uses: &Uses, softmax: usize) -> Option<Found> {
     };
     let q = side(n.input_name(0), &mut grids.q)?;
     let k = side(n.input_name(1), &mut grids.k)?;
-    match product_grid {
-        Some(grid) => grids.product = Some((side_scale, grid)),
-        None => scale *= side_scale,
-    }
+    steps.push(Step::Times(side_scale));
+    steps.reverse();
     // Downwards: the product with v, then the way back to tokens × width.
     let mut probabilities = &g.nodes[softmax].output[0];
     if let Some(pair) = Pair::after(g, uses, probabilities) {
@@ -184,7 +174,6 @@ fn find(g: &Graph, uses: &Uses, softmax: usize) -> Option<Found> {
         nodes.push(s);
         output = g.nodes[s].output[0].clone();
     }
-    let mut inputs: Vec<String> = vec![];
     let mut head_view = |v: &View, swap: bool| -> Option<HeadView> {
         let shape: Vec<usize> = v.axes.iter().map(|a| a.0).collect();
         four(&shape)?;
@@ -209,17 +198,9 @@ fn find(g: &Graph, uses: &Uses, softmax: usize) -> Option<Found> {
         return None;
     }
     let (q, k, v) = (head_view(&q, false)?, head_view(&k, true)?, head_view(&v, false)?);
-    if inputs
-        .iter()
-        .chain(&key_bias)
-        .any(|i| g.initializers.contains_key(i) || g.fact(i).is_none_or(|f| f.0 != DType::Float))
-    {
+    if inputs.iter().any(|i| g.initializers.contains_key(i) || g.fact(i).is_none_or(|f| f.0 != DType::Float)) {
         return None;
     }
-    let key_bias = key_bias.map(|name| {
-        inputs.push(name);
-        inputs.len() - 1
-    });
     let attention = Attention {
         batch,
         heads,
@@ -230,9 +211,7 @@ fn find(g: &Graph, uses: &Uses, softmax: usize) -> Option<Found> {
         q,
         k,
         v,
-        scale,
-        biases,
-        key_bias,
+        steps,
         out,
         grids,
         arithmetic: Arithmetic::Float,
@@ -363,4 +342,31 @@ fn score_bias(g: &Graph, name: &str, at: &[usize], scores: [usize; 4]) -> Option
     // A window index that repeats over a batch of pictures would need a > 1 with b > 1 broadcast; batch is 1 here.
     let fits = [batch, heads].iter().zip(&scores).all(|(&x, &s)| x == 1 || x == s) && [n, m] == [scores[2], scores[3]];
     fits.then_some(ScoreBias { batch, heads, values })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Builder, agrees_with_tract};
+
+    #[test]
+    fn scores_take_their_steps_in_order() {
+        let (x, scores) = ([4, 6, 8], [4, 2, 6, 6]);
+        let mut b = Builder::new(&x);
+        let qkv = b.layer("x", &x, 24);
+        let y = b.attention_by(&qkv, [4, 6, 2, 4], |b, value| {
+            let [factor, by_head] = [vec![], vec![1, 2, 6, 6]].map(|shape: Vec<usize>| b.floats(&shape));
+            let value = b.round(&value, &scores);
+            let value = b.node("Mul", &[&value, &factor], vec![], &scores);
+            let value = b.node("Add", &[&value, &by_head], vec![], &scores);
+            let value = b.round(&value, &scores);
+            // As Swin masks windows: four of them in each picture.
+            let value = b.reshape(&value, &[1, 4, 2, 6, 6]);
+            let by_window = b.floats(&[1, 4, 1, 6, 6]);
+            let value = b.node("Add", &[&value, &by_window], vec![], &[1, 4, 2, 6, 6]);
+            let value = b.round(&value, &[1, 4, 2, 6, 6]);
+            b.reshape(&value, &scores)
+        });
+        let y = b.layer(&y, &x, 8);
+        assert_eq!(agrees_with_tract(&b.finish(&[&y])), ["windows", "linear"]);
+    }
 }

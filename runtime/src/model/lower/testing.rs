@@ -73,13 +73,24 @@ impl Builder {
     }
 
     /// Attention of heads of `q k v`, `[batch][tokens][3 · heads · dim]`; `[batch][tokens][heads · dim]`.
-    pub fn attention(&mut self, qkv: &str, [batch, tokens, heads, dim]: [usize; 4]) -> String {
+    pub fn attention(&mut self, qkv: &str, sizes: [usize; 4]) -> String {
+        self.attention_by(qkv, sizes, |_, scores| scores)
+    }
+
+    /// As [`Builder::attention`]; `steps` come before the softmax.
+    pub fn attention_by(
+        &mut self,
+        qkv: &str,
+        [batch, tokens, heads, dim]: [usize; 4],
+        steps: impl Fn(&mut Builder, String) -> String,
+    ) -> String {
         let qkv = self.reshape(qkv, &[batch, tokens, 3, heads, dim]);
         let qkv = self.transpose(&qkv, &[2, 0, 3, 1, 4], &[3, batch, heads, tokens, dim]);
         let shape = [batch, heads, tokens, dim];
         let [q, k, v] = [0, 1, 2].map(|i| self.pick(&qkv, 0, i, &shape));
         let k = self.transpose(&k, &[0, 1, 3, 2], &[batch, heads, dim, tokens]);
         let scores = self.node("MatMul", &[&q, &k], vec![], &[batch, heads, tokens, tokens]);
+        let scores = steps(self, scores);
         let p = self.node("Softmax", &[&scores], vec![attr::int("axis", -1)], &[batch, heads, tokens, tokens]);
         let y = self.node("MatMul", &[&p, &v], vec![], &shape);
         let y = self.transpose(&y, &[0, 2, 1, 3], &[batch, tokens, heads, dim]);

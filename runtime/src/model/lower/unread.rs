@@ -4,6 +4,7 @@
 use super::{Fused, Lowered, Rewrites, fused_index};
 use crate::kernels::attention::Attention;
 use crate::kernels::copy::Copy;
+use crate::kernels::requantize::Requantize;
 use crate::onnx::{NodeProto, Uses, elements};
 use std::ops::Range;
 
@@ -43,7 +44,9 @@ fn computes_rows_alone(l: &Lowered, node: usize, rows: &Range<usize>) -> bool {
         Some(Fused::Linear(layer)) => {
             !layer.reads_whole() && layer.order.is_empty() && n.input.iter().all(|i| count(i) == count(&n.output[0]))
         }
-        Some(Fused::LayerNorm(_) | Fused::Activation(_) | Fused::Table(_)) => count(&n.input[0]) == count(&n.output[0]),
+        Some(
+            Fused::LayerNorm(_) | Fused::Activation(_) | Fused::Table(_) | Fused::Requantize(Requantize::Static(_)),
+        ) => count(&n.input[0]) == count(&n.output[0]),
         Some(Fused::Attention(a)) => a.batch == 1 && rows.end <= a.queries && writes_rows(a),
         _ => false,
     }
