@@ -431,7 +431,7 @@ impl<'a> Output<'a> {
 pub fn row_quant((low, high): (f32, f32)) -> (f32, f32, f32) {
     let width = high - low;
     // Without a branch, so that several are computed at once.
-    let usable = width >= 1e-30 && width < f32::INFINITY;
+    let usable = (1e-30..f32::INFINITY).contains(&width);
     let (low, width) = if usable { (low, width) } else { (0., 255.) };
     let scale = width / 255.;
     // Half up, for a number that is not negative.

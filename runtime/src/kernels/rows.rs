@@ -140,7 +140,7 @@ pub struct RowFns {
     /// Rounds values times `scale` into panels of [`NR`] of their elements, `[pairs of values][NR]`; zeros where there is none.
     pub pack_values: unsafe fn(values: &RowsOf, scale: f32, panels: &mut [PairsI16]),
     /// LayerNorm of rows into `out` `[row][k]`, and the [range](RowFns::range) of each result where `ranges` has room.
-    pub layer_norm: unsafe fn(rows: &[&[f32]], norm: &Norm, out: &mut [f32], ranges: &mut [(f32, f32)]),
+    pub layer_norm: LayerNorm,
     /// Adds bias, applies the activation, adds the residual.
     ///
     /// # Safety
@@ -170,6 +170,9 @@ pub struct RowFns {
 /// See [`RowFns::softmax_i16`].
 pub type SoftmaxI16 =
     unsafe fn(x: &mut [f32], n: usize, scale: f32, largest: f32, out: &mut [i16], factors: &mut [f32]);
+
+/// See [`RowFns::layer_norm`].
+pub type LayerNorm = unsafe fn(rows: &[&[f32]], norm: &Norm, out: &mut [f32], ranges: &mut [(f32, f32)]);
 
 /// Lanes that reductions keep apart, so that they vectorize.
 pub const LANES: usize = 16;
