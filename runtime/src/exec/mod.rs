@@ -3,7 +3,7 @@
 mod pool;
 
 use crate::error::{Error, Result};
-use crate::kernels::{self, Activation, Kernels, Norm};
+use crate::kernels::{self, Activation, Kernels};
 use pool::Pool;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -68,11 +68,6 @@ impl Exec {
         self.profile
             .as_ref()
             .map_or_else(Profile::new, |p| std::mem::take(&mut p.lock().unwrap_or_else(PoisonError::into_inner)))
-    }
-
-    /// LayerNorm of one row.
-    pub fn layer_norm(&self, norm: &Norm, x: &[f32], out: &mut [f32]) {
-        self.kernels.layer_norm(norm, x, out);
     }
 
     /// Applies an element-wise function in place.

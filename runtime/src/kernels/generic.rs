@@ -153,8 +153,8 @@ macro_rules! row_fns {
             rows::round_i16(x, scale, out);
         }
         $(#[target_feature(enable = $feature)])?
-        fn layer_norm(x: &[f32], norm: &Norm, out: &mut [f32]) {
-            rows::layer_norm::<$fma>(x, norm, out);
+        fn layer_norm(rows: &[&[f32]], norm: &Norm, out: &mut [f32], ranges: &mut [(f32, f32)]) {
+            rows::layer_norm::<$fma>(rows, norm, out, ranges);
         }
         $(#[target_feature(enable = $feature)])?
         unsafe fn finish_f32(sums: &mut TileF32, bias: &[f32; NR], activation: Activation, target: &Target) {

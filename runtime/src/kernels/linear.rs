@@ -28,11 +28,8 @@ impl InputQuant {
     pub fn parameters(self, kernels: &Kernels, x: &[f32]) -> (f32, f32, f32) {
         match self {
             InputQuant::Static { scale, zero } => (scale, 1. / scale, f32::from(zero)),
-            InputQuant::PerRow | InputQuant::Whole => {
-                // SAFETY: `kernels` came from `available`.
-                let (low, high) = unsafe { (kernels.rows.range)(x) };
-                row_quant(low, high)
-            }
+            // SAFETY: `kernels` came from `available`.
+            InputQuant::PerRow | InputQuant::Whole => row_quant(unsafe { (kernels.rows.range)(x) }),
         }
     }
 }
@@ -236,29 +233,10 @@ impl Linear {
         out: &mut [f32],
         s: &mut Scratch,
     ) {
-        let (k, Source { x, first, rows }) = (self.k(), source);
-        let x = if self.norm.is_none() && self.factors.is_none() && self.order.is_empty() {
-            &x[first * k..][..rows * k]
-        } else {
-            let prepared = room(&mut s.prepared, rows * k);
-            for (row, y) in (first..).zip(prepared.chunks_exact_mut(k)) {
-                let x = &x[self.order.get(row).map_or(row, |&row| row as usize) * k..][..k];
-                match (&self.norm, &self.factors) {
-                    (Some(norm), _) => kernels.layer_norm(norm, x, y),
-                    // SAFETY: `kernels` came from `available`.
-                    (None, Some(factors)) => unsafe { (kernels.rows.times)(x, factors, y) },
-                    (None, None) => y.copy_from_slice(x),
-                }
-                if let (Some(_), Some(factors)) = (&self.norm, &self.factors) {
-                    y.iter_mut().zip(factors).for_each(|(y, f)| *y *= f);
-                }
-            }
-            prepared
-        };
         let added = residual.filter(|_| self.then.is_empty());
         match &self.weights {
             Weights::I8(weights, _) => {
-                self.quantize_rows(kernels, x, quant, weights, &mut s.rows);
+                self.quantize_rows(kernels, source, quant, weights, s);
                 let Quantized { bytes, wide, quants } = &s.rows;
                 let quants = match quant {
                     InputQuant::Static { .. } => Quants::Shared(quants[0]),
@@ -267,7 +245,10 @@ impl Linear {
                 let rows = Rows { bytes, wide, quants };
                 self.integer_block(kernels, weights, &rows, added, out);
             }
-            Weights::F32(_) => self.float_block(kernels, x, added, out),
+            Weights::F32(_) => {
+                let x = self.prepared(kernels, source, &mut s.prepared, &mut []);
+                self.float_block(kernels, x, added, out);
+            }
         }
         for step in &self.then {
             match step {
@@ -282,26 +263,76 @@ impl Linear {
         }
     }
 
-    /// Quantizes rows `[m][k]` into bytes and, where the weights want it, 16-bit values; `m` is rounded up to the tile.
+    /// Rows in the layer's order, normalized and multiplied by the factors, in `buffer` where they are not so already; and
+    /// the range of each if `ranges` has as many.
+    fn prepared<'a>(
+        &self,
+        kernels: &Kernels,
+        Source { x, first, rows }: Source<'a>,
+        buffer: &'a mut Vec<f32>,
+        ranges: &mut [(f32, f32)],
+    ) -> &'a [f32] {
+        let k = self.k();
+        let row = |i: usize| &x[self.order.get(first + i).map_or(first + i, |&row| row as usize) * k..][..k];
+        let prepared = match (&self.norm, &self.factors) {
+            (None, None) if self.order.is_empty() => &x[first * k..][..rows * k],
+            (Some(norm), None) => {
+                let prepared = room(buffer, rows * k);
+                kernels.layer_norm(norm, row, prepared, ranges);
+                return prepared;
+            }
+            (Some(norm), Some(factors)) => {
+                let prepared = room(buffer, rows * k);
+                kernels.layer_norm(norm, row, prepared, &mut []);
+                for y in prepared.chunks_exact_mut(k) {
+                    y.iter_mut().zip(factors).for_each(|(y, f)| *y *= f);
+                }
+                prepared
+            }
+            (None, factors) => {
+                let prepared = room(buffer, rows * k);
+                for (i, y) in prepared.chunks_exact_mut(k).enumerate() {
+                    match factors {
+                        // SAFETY: `kernels` came from `available`.
+                        Some(factors) => unsafe { (kernels.rows.times)(row(i), factors, y) },
+                        None => y.copy_from_slice(row(i)),
+                    }
+                }
+                prepared
+            }
+        };
+        for (range, x) in ranges.iter_mut().zip(prepared.chunks_exact(k)) {
+            // SAFETY: as above.
+            *range = unsafe { (kernels.rows.range)(x) };
+        }
+        prepared
+    }
+
+    /// Quantizes rows into bytes and, where the weights want it, 16-bit values, rounded up to whole tiles.
     fn quantize_rows(
         &self,
         kernels: &Kernels,
-        x: &[f32],
+        source: Source,
         quant: InputQuant,
         weights: &I8Weights,
-        rows: &mut Quantized,
+        Scratch { prepared, rows }: &mut Scratch,
     ) {
         let (k, stride) = (weights.k, weights.row_bytes());
-        let padded = (x.len() / k).next_multiple_of(MR_I8);
+        let padded = source.rows.next_multiple_of(MR_I8);
         let offset = i32::from(kernels.flip);
         let bytes = room(&mut rows.bytes, padded * stride);
         rows.quants.clear();
-        // The parameters of a few rows first: each waits for divisions, which those of the others do not.
-        for (x, bytes) in x.chunks(TOGETHER * k).zip(bytes.chunks_mut(TOGETHER * stride)) {
-            let mut parameters = [(0., 0., 0.); TOGETHER];
-            for (p, x) in parameters.iter_mut().zip(x.chunks_exact(k)) {
-                *p = quant.parameters(kernels, x);
-            }
+        // A few rows at a time stay in the first-level cache. Their parameters first: each waits for divisions, which those
+        // of the others do not.
+        for (i, bytes) in bytes[..source.rows * stride].chunks_mut(TOGETHER * stride).enumerate() {
+            let few = Source { first: source.first + i * TOGETHER, rows: bytes.len() / stride, ..source };
+            let mut ranges = [(0., 0.); TOGETHER];
+            let wanted = if quant == InputQuant::PerRow { few.rows } else { 0 };
+            let x = self.prepared(kernels, few, prepared, &mut ranges[..wanted]);
+            let parameters = match quant {
+                InputQuant::PerRow => ranges.map(row_quant),
+                _ => [quant.parameters(kernels, &[]); TOGETHER],
+            };
             let each = x.chunks_exact(k).zip(bytes.chunks_exact_mut(stride));
             for ((x, q), (scale, inverse, zero)) in each.zip(parameters) {
                 match &self.table {
@@ -396,14 +427,16 @@ impl<'a> Output<'a> {
 }
 
 /// Scale and zero point of a row with values in `low..=high` (0 included), and the inverse scale.
-pub fn row_quant(low: f32, high: f32) -> (f32, f32, f32) {
+#[inline(always)]
+pub fn row_quant((low, high): (f32, f32)) -> (f32, f32, f32) {
     let width = high - low;
-    if width < 1e-30 || !width.is_finite() {
-        return (1., 1., 0.);
-    }
+    // Without a branch, so that several are computed at once.
+    let usable = (1e-30..f32::INFINITY).contains(&width);
+    let (low, width) = if usable { (low, width) } else { (0., 255.) };
     let scale = width / 255.;
     // Half up, for a number that is not negative.
-    (scale, 255. / width, (-low / scale + 0.5) as u8 as f32)
+    // SAFETY: −low is in 0…width.
+    (scale, 255. / width, unsafe { (-low / scale + 0.5).to_int_unchecked::<i32>() } as f32)
 }
 
 /// Copies bytes to 16 bits where the weights want it.

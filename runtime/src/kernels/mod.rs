@@ -168,10 +168,23 @@ pub fn erf(x: f32) -> f32 {
 }
 
 impl Kernels {
-    /// LayerNorm of one row.
-    pub fn layer_norm(&self, norm: &Norm, x: &[f32], out: &mut [f32]) {
-        // SAFETY: tables are handed out by `available` only, for this CPU.
-        unsafe { (self.rows.layer_norm)(x, norm, out) }
+    /// LayerNorm of as many rows as `out` has room for, and the range of each result (0 included) if `ranges` has as many.
+    pub fn layer_norm<'a>(
+        &self,
+        norm: &Norm,
+        row: impl Fn(usize) -> &'a [f32],
+        out: &mut [f32],
+        ranges: &mut [(f32, f32)],
+    ) {
+        const FEW: usize = 8;
+        let k = norm.gamma.len();
+        for (i, out) in out.chunks_mut(FEW * k).enumerate() {
+            let n = out.len() / k;
+            let rows: [_; FEW] = std::array::from_fn(|j| row(i * FEW + j.min(n - 1)));
+            let ranges = ranges.get_mut(i * FEW..).unwrap_or_default();
+            // SAFETY: tables are handed out by `available` only, for this CPU.
+            unsafe { (self.rows.layer_norm)(&rows[..n], norm, out, ranges) }
+        }
     }
 
     /// Applies an element-wise function in place.

@@ -139,8 +139,8 @@ pub struct RowFns {
     pub pack_keys: unsafe fn(keys: &RowsOf, scale: f32, panels: &mut [PairsI16]),
     /// Rounds values times `scale` into panels of [`NR`] of their elements, `[pairs of values][NR]`; zeros where there is none.
     pub pack_values: unsafe fn(values: &RowsOf, scale: f32, panels: &mut [PairsI16]),
-    /// LayerNorm of one row.
-    pub layer_norm: unsafe fn(x: &[f32], norm: &Norm, out: &mut [f32]),
+    /// LayerNorm of rows into `out` `[row][k]`, and the [range](RowFns::range) of each result where `ranges` has room.
+    pub layer_norm: LayerNorm,
     /// Adds bias, applies the activation, adds the residual.
     ///
     /// # Safety
@@ -170,6 +170,9 @@ pub struct RowFns {
 /// See [`RowFns::softmax_i16`].
 pub type SoftmaxI16 =
     unsafe fn(x: &mut [f32], n: usize, scale: f32, largest: f32, out: &mut [i16], factors: &mut [f32]);
+
+/// See [`RowFns::layer_norm`].
+pub type LayerNorm = unsafe fn(rows: &[&[f32]], norm: &Norm, out: &mut [f32], ranges: &mut [(f32, f32)]);
 
 /// Lanes that reductions keep apart, so that they vectorize.
 pub const LANES: usize = 16;
@@ -346,7 +349,17 @@ pub fn pack_values(rows: &RowsOf, scale: f32, panels: &mut [PairsI16]) {
 }
 
 #[inline(always)]
-pub fn layer_norm<const FMA: bool>(x: &[f32], norm: &Norm, out: &mut [f32]) {
+pub fn layer_norm<const FMA: bool>(rows: &[&[f32]], norm: &Norm, out: &mut [f32], ranges: &mut [(f32, f32)]) {
+    for (i, (x, out)) in rows.iter().zip(out.chunks_exact_mut(norm.gamma.len())).enumerate() {
+        normalize::<FMA>(x, norm, out);
+        if let Some(r) = ranges.get_mut(i) {
+            *r = range(out);
+        }
+    }
+}
+
+#[inline(always)]
+fn normalize<const FMA: bool>(x: &[f32], norm: &Norm, out: &mut [f32]) {
     let n = x.len() as f32;
     let mean = reduce(x, 0., |a, v| a + v) / n;
     let mut acc = [0f32; LANES];

@@ -277,15 +277,20 @@ fn rows_match_plain_loops() {
                 assert_eq!(q ^ kernels.flip, want);
             }
             let norm = Norm { gamma: SelfTest::input(10, k), beta: SelfTest::input(11, k), epsilon: 1e-6 };
-            let mut y = vec![0.; k];
-            // SAFETY: as above.
-            unsafe { (kernels.rows.layer_norm)(&x, &norm, &mut y) };
-            let mean = x.iter().map(|&v| f64::from(v)).sum::<f64>() / k as f64;
-            let var = x.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / k as f64;
-            for i in 0..k {
-                let want =
-                    (f64::from(x[i]) - mean) / (var + 1e-6).sqrt() * f64::from(norm.gamma[i]) + f64::from(norm.beta[i]);
-                assert!((f64::from(y[i]) - want).abs() < 2e-5, "{} {} {want}", kernels.name, y[i]);
+            // Five rows, each with its own mean and deviation.
+            let wide: Vec<Vec<f32>> =
+                (0..5).map(|m| x.iter().map(|v| v * (m + 1) as f32 - m as f32).collect()).collect();
+            let (mut y, mut ranges) = (vec![0.; 5 * k], [(9., 9.); 5]);
+            kernels.layer_norm(&norm, |m| &wide[m], &mut y, &mut ranges);
+            for ((x, y), range) in wide.iter().zip(y.chunks_exact(k)).zip(ranges) {
+                let mean = x.iter().map(|&v| f64::from(v)).sum::<f64>() / k as f64;
+                let var = x.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / k as f64;
+                for i in 0..k {
+                    let want = (f64::from(x[i]) - mean) / (var + 1e-6).sqrt() * f64::from(norm.gamma[i])
+                        + f64::from(norm.beta[i]);
+                    assert!((f64::from(y[i]) - want).abs() < 2e-5, "{} {} {want}", kernels.name, y[i]);
+                }
+                assert_eq!(range, (y.iter().copied().fold(0., f32::min), y.iter().copied().fold(0., f32::max)));
             }
             for scale in [0.7, 0., -0.3] {
                 let mut p = x.clone();

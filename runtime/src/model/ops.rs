@@ -111,10 +111,8 @@ impl Fused {
                 let k = norm.gamma.len();
                 let block = exec.block(out.len() / k, 48, 1);
                 exec.chunks(out, block * k, &|b, out| {
-                    let x = &inputs[0][b * block * k..][..out.len()];
-                    for (x, y) in x.chunks_exact(k).zip(out.chunks_exact_mut(k)) {
-                        exec.layer_norm(norm, x, y);
-                    }
+                    let row = |i: usize| &inputs[0][(b * block + i) * k..][..k];
+                    exec.kernels.layer_norm(norm, row, out, &mut []);
                 });
             }
             Fused::Requantize(r) => {

@@ -1,6 +1,7 @@
 //! x86-64: AVX2 everywhere, VNNI of AVX-512 where the CPU has it.
 
 mod avx2;
+mod norm;
 mod vnni;
 mod words;
 

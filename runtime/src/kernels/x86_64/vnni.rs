@@ -6,7 +6,7 @@ use super::super::math;
 use super::super::pack::Group;
 use super::super::rows::{self, Activation, ChannelScale, Norm, Quants, RowFns, Target};
 use super::super::{Body, GROUP, I8Panel, Kernels, Layout, MR_F32, MR_I8, NR, PanelJob, TileF32, TileI8};
-use super::words;
+use super::{norm, words};
 use std::arch::x86_64::*;
 
 pub static KERNELS: Kernels = Kernels {
@@ -35,6 +35,7 @@ row_fns!(true, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma");
 /// The generic row functions, with what the compiler makes a poor job of written out.
 const FUNCTIONS: RowFns = RowFns {
     quantize: quantize_row,
+    layer_norm: norm::layer_norm,
     finish_f32: finish_floats,
     exponentials: scaled_exponentials,
     softmax_i16: softmax_rows,
