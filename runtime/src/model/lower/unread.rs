@@ -9,15 +9,15 @@ use crate::onnx::{NodeProto, Uses, elements};
 use std::ops::Range;
 
 pub fn run(l: &mut Lowered) {
+    let mut uses = l.uses();
     // From the end, so that a node is looked at when those after it read no more than they must.
     let mut end = l.graph.nodes.len();
     while end > 0 {
         end -= 1;
-        if let Some(rows) = rows_read(l, &l.uses(), end)
-            && computes_rows_alone(l, end, &rows)
-        {
+        if let Some(rows) = rows_read(l, &uses, end).filter(|rows| computes_rows_alone(l, end, rows)) {
             // Copies of rows come before the node, and are looked at where they are made.
-            narrow(l, end, &rows);
+            narrow(l, &uses, end, &rows);
+            uses = l.uses();
         }
     }
 }
@@ -59,8 +59,7 @@ fn writes_rows(a: &Attention) -> bool {
 }
 
 /// Makes a node compute these rows alone, of copies of its inputs' rows.
-fn narrow(l: &mut Lowered, node: usize, rows: &Range<usize>) {
-    let uses = l.uses();
+fn narrow(l: &mut Lowered, uses: &Uses, node: usize, rows: &Range<usize>) {
     let n = l.graph.nodes[node].clone();
     let (output, index) = (n.output[0].clone(), fused_index(&n).expect("an operator of ours"));
     let users = uses.consumers(&output).to_vec();
