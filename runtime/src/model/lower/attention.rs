@@ -341,6 +341,8 @@ fn score_bias(g: &Graph, name: &str, at: &[usize], scores: [usize; 4]) -> Option
     };
     // A window index that repeats over a batch of pictures would need a > 1 with b > 1 broadcast; batch is 1 here.
     let fits = [batch, heads].iter().zip(&scores).all(|(&x, &s)| x == 1 || x == s) && [n, m] == [scores[2], scores[3]];
+    // What is no number would have to be looked for in each row of scores.
+    let fits = fits && !values.iter().any(|v| v.is_nan());
     fits.then_some(ScoreBias { batch, heads, values })
 }
 
