@@ -10,7 +10,6 @@ use std::arch::x86_64::*;
 pub fn pack_keys(rows: &RowsOf, scale: f32, panels: &mut [PairsI16]) {
     let pairs = rows.width.div_ceil(2);
     let scale = _mm512_set1_ps(scale);
-    let order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
     for (p, panel) in panels.chunks_exact_mut(pairs).enumerate() {
         // Sixteen pairs of elements at a time.
         for (i, steps) in panel.chunks_mut(NR).enumerate() {
@@ -24,7 +23,7 @@ pub fn pack_keys(rows: &RowsOf, scale: f32, panels: &mut [PairsI16]) {
                     let x = unsafe { _mm512_maskz_loadu_ps(wanted, key.as_ptr().wrapping_add(first + from)) };
                     _mm512_cvtps_epi32(_mm512_mul_ps(x, scale))
                 };
-                _mm512_permutexvar_epi64(order, _mm512_packs_epi32(words(0), words(NR)))
+                in_words(words(0), words(NR))
             });
             for (step, row) in steps.iter_mut().zip(transposed(keys)) {
                 // SAFETY: a step is one vector.
@@ -32,6 +31,13 @@ pub fn pack_keys(rows: &RowsOf, scale: f32, panels: &mut [PairsI16]) {
             }
         }
     }
+}
+
+/// The elements of one vector after those of another, saturated to 16 bits.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn in_words(a: __m512i, b: __m512i) -> __m512i {
+    _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), _mm512_packs_epi32(a, b))
 }
 
 /// Columns of a square of 32-bit elements as rows.
@@ -82,7 +88,6 @@ pub unsafe fn softmax_i16(x: &mut [f32], n: usize, scale: f32, largest: f32, out
     }
     let scale = _mm512_set1_ps(scale);
     let largest = largest.log2();
-    let order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
     let rows = x.chunks_exact(width).zip(out.chunks_exact_mut(width));
     for (((x, out), top), factor) in rows.zip(tops).zip(factors) {
         let offset = _mm512_set1_ps(largest - top);
@@ -97,9 +102,8 @@ pub unsafe fn softmax_i16(x: &mut [f32], n: usize, scale: f32, largest: f32, out
             let (a, b) = (weights(x.as_ptr()), weights(x[NR..].as_ptr()));
             sum = _mm512_add_epi32(sum, _mm512_add_epi32(a, b));
             signs = _mm512_or_si512(signs, _mm512_or_si512(a, b));
-            let both = _mm512_permutexvar_epi64(order, _mm512_packs_epi32(a, b));
             // SAFETY: two chunks of 16 values.
-            unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), both) };
+            unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), in_words(a, b)) };
         }
         for (x, out) in x.1.as_chunks::<NR>().0.iter().zip(out.1.as_chunks_mut::<NR>().0) {
             let a = weights(x.as_ptr());

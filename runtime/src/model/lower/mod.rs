@@ -15,7 +15,7 @@ mod pairs;
 mod requantize;
 mod table;
 #[cfg(test)]
-mod testing;
+pub(super) mod testing;
 mod unread;
 mod view;
 

@@ -31,7 +31,6 @@ pub fn run(l: &mut Lowered) {
         for (v, &output) in views.iter().zip(&used) {
             match l.moved(&v.root, Copy::new(v.offset, v.axes.iter().flatten().copied()), output) {
                 Some(n) => new.push(n),
-                None if uses.is_output(output) => new.push(NodeProto::of("Identity", &[&v.root], &[output], vec![])),
                 None => same.push((output.clone(), v.root.clone())),
             }
         }
@@ -94,14 +93,16 @@ pub fn is_move(n: &NodeProto) -> bool {
 }
 
 impl Lowered {
-    /// The node that copies `output` from a value; `None` where the elements and their shape are that value's.
+    /// The node that copies `output` from a value; `None` where the elements and their shape are that value's, so that it can
+    /// stand for `output`, unless that is the graph's.
     pub(super) fn moved(&mut self, root: &str, copy: Copy, output: &str) -> Option<NodeProto> {
         let (from, to) = (self.graph.shape(root).unwrap_or_default(), self.graph.shape(output).unwrap_or_default());
         if !copy.is_contiguous() || elements(&from) != elements(&to) {
             return Some(self.node(Fused::Copy(copy), &[root], output));
         }
         if from == to {
-            return None;
+            let is_output = self.graph.outputs.iter().any(|o| o.name() == output);
+            return is_output.then(|| NodeProto::of("Identity", &[root], &[output], vec![]));
         }
         let shape: Vec<i64> = to.iter().map(|&d| d as i64).collect();
         let name = self.graph.fresh(&format!("{output}.shape"));

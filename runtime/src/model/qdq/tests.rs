@@ -1,21 +1,13 @@
 use super::*;
-use crate::onnx::{ModelProto, TensorProto, proto::OperatorSetIdProto, value_info};
+use crate::model::lower::testing::Builder;
+use crate::onnx::{TensorProto, value_info};
 use crate::session::How;
 use crate::{Options, Session};
 use ndarray::ArrayD;
-use prost::Message;
 
 /// x `[1, 4, 3]` to y `[1, 4, 2]`, with constants and nodes; nothing else has a stated shape, as in other tools' files.
 fn graph(x: &[usize], y: &[usize], constants: Vec<TensorProto>, nodes: Vec<NodeProto>) -> Graph {
-    let opset = OperatorSetIdProto { version: Some(17), ..Default::default() };
-    let model = ModelProto {
-        ir_version: Some(8),
-        opset_import: vec![opset],
-        graph: Some(Default::default()),
-        ..Default::default()
-    };
-    let mut g = Graph::decode(model.encode_to_vec().into(), None).unwrap();
-    g.inputs.push(value_info("x", DType::Float, x));
+    let mut g = Builder::new(x).0;
     g.outputs.push(value_info("y", DType::Float, y));
     g.initializers.extend(constants.into_iter().map(|t| (t.name().to_string(), t)));
     g.nodes = nodes;
