@@ -1,8 +1,8 @@
 //! Scalar kernels: the reference that every other kernel is tested against, and the fallback.
 
 use super::depthwise::DepthwiseRow;
-use super::rows::{self, Activation, ChannelScale, Norm, RowFns, Target};
-use super::{Body, GROUP, I8Panel, Kernels, Layout, MR_F32, MR_I8, NR, PanelJob, TileF32, TileI8};
+use super::rows::{self, Activation, ChannelScale, Norm, RowFns};
+use super::{Body, FloatJob, GROUP, I8Panel, Kernels, Layout, MR_F32, MR_I8, NR, PanelJob, TileI8};
 
 /// Reads u8 activations.
 pub static KERNELS: Kernels = Kernels {
@@ -12,7 +12,7 @@ pub static KERNELS: Kernels = Kernels {
     tile_i8,
     panel_i8,
     pairs: false,
-    tile_f32,
+    panels_f32,
     tile_i16: None,
     rows: ROWS,
 };
@@ -64,33 +64,24 @@ pub unsafe fn panel_i8_of<const FMA: bool>(
 }
 
 /// # Safety
-/// See [`Kernels::tile_f32`].
-unsafe fn tile_f32(rows: &[*const f32; MR_F32], k: usize, b: *const f32, sums: *mut f32, stride: usize) {
+/// See [`Kernels::panels_f32`].
+unsafe fn panels_f32(job: &FloatJob) {
     // SAFETY: the caller's contract.
-    unsafe { tile_f32_of::<false>(rows, k, b, sums, stride) }
+    unsafe { float_tiles::<false>(job, |rows, b, sums, stride| tile_f32(rows, b, sums, stride)) }
 }
 
-/// The float tile for any target; vectorizes where `NR` floats fit a few registers.
+/// Sums of row × column over a panel `[k][NR]`; each row of sums starts `stride` floats after the one before it.
 ///
 /// # Safety
-/// See [`Kernels::tile_f32`].
-#[inline(always)]
-pub unsafe fn tile_f32_of<const FMA: bool>(
-    rows: &[*const f32; MR_F32],
-    k: usize,
-    b: *const f32,
-    sums: *mut f32,
-    stride: usize,
-) {
+/// Each row must hold k floats, and [`NR`] floats must be writable at each row of sums.
+unsafe fn tile_f32(rows: &[*const f32; MR_F32], b: &[f32], sums: *mut f32, stride: usize) {
     let mut acc = [[0f32; NR]; MR_F32];
-    for i in 0..k {
-        // SAFETY: `b` holds k·NR floats, each row k.
-        let column = unsafe { &*b.add(i * NR).cast::<[f32; NR]>() };
+    for (i, column) in b.as_chunks::<NR>().0.iter().enumerate() {
         for m in 0..MR_F32 {
-            // SAFETY: as above.
+            // SAFETY: each row holds k floats.
             let x = unsafe { *rows[m].add(i) };
             for n in 0..NR {
-                acc[m][n] = super::math::fma::<FMA>(x, column[n], acc[m][n]);
+                acc[m][n] += x * column[n];
             }
         }
     }
@@ -100,13 +91,41 @@ pub unsafe fn tile_f32_of<const FMA: bool>(
     }
 }
 
+/// A float job by tiles of [`MR_F32`] rows and one panel, as [`tile_f32`] computes them.
+///
+/// # Safety
+/// See [`Kernels::panels_f32`].
+#[inline(always)]
+pub unsafe fn float_tiles<const FMA: bool>(
+    job: &FloatJob,
+    tile: impl Fn(&[*const f32; MR_F32], &[f32], *mut f32, usize),
+) {
+    for p in 0..job.panels() {
+        let (panel, bias) = job.panel(p);
+        for m in (0..job.target.rows).step_by(MR_F32) {
+            // Past the end, the last row again.
+            let rows = std::array::from_fn(|i| job.rows.wrapping_add((m + i).min(job.target.rows - 1) * job.stride));
+            let target = job.target.from(m, p * NR, MR_F32, NR);
+            let plain = job.bias.is_empty() && job.activation == Activation::None && target.residual.is_null();
+            if plain && (target.rows, target.columns) == (MR_F32, NR) {
+                tile(&rows, panel, target.out, target.stride);
+                continue;
+            }
+            let mut y = [[0.; NR]; MR_F32];
+            tile(&rows, panel, y.as_flattened_mut().as_mut_ptr(), NR);
+            // SAFETY: the caller's contract.
+            unsafe { rows::finish_f32::<FMA>(&mut y, &bias, job.activation, &target) };
+        }
+    }
+}
+
 /// Wrappers of the generic row routines, compiled for a set of target features.
 macro_rules! row_fns {
     ($fma:literal $(, $feature:literal)?) => {
         pub(super) const ROWS: RowFns = RowFns {
             range, quantize, codes, lookup, lookup_sum, magnitude, round_i16, pack_keys,
-            pack_values, layer_norm, finish_f32, activate, round, add, times,
-            exponentials, softmax_i16, depthwise_i8, depthwise_f32,
+            pack_values, layer_norm, activate, round, add, times, exponentials,
+            softmax_i16, depthwise_i8, depthwise_f32,
         };
         $(#[target_feature(enable = $feature)])?
         fn range(x: &[f32]) -> (f32, f32) {
@@ -155,11 +174,6 @@ macro_rules! row_fns {
         $(#[target_feature(enable = $feature)])?
         fn layer_norm(rows: &[&[f32]], norm: &Norm, out: &mut [f32], ranges: &mut [(f32, f32)]) {
             rows::layer_norm::<$fma>(rows, norm, out, ranges);
-        }
-        $(#[target_feature(enable = $feature)])?
-        unsafe fn finish_f32(sums: &mut TileF32, bias: &[f32; NR], activation: Activation, target: &Target) {
-            // SAFETY: the caller's contract.
-            unsafe { rows::finish_f32::<$fma>(sums, bias, activation, target) };
         }
         $(#[target_feature(enable = $feature)])?
         fn activate(activation: Activation, x: &mut [f32]) {

@@ -25,7 +25,7 @@ pub mod windows;
 mod x86_64;
 
 pub use pack::{Body, F32Weights, I8Panel, I8Weights};
-pub use rows::{Activation, Norm, Quants, RowQuant, Target};
+pub use rows::{Activation, Norm, Quants, RowQuant, RowsOf, Target};
 
 use crate::error::{Error, Result};
 
@@ -41,10 +41,7 @@ pub const GROUP: usize = 4;
 /// Sums of an integer tile.
 pub type TileI8 = [[i32; NR]; MR_I8];
 /// Sums of a float tile.
-pub type TileF32 = [[f32; NR]; MR_F32];
-
-/// See [`Kernels::tile_f32`].
-pub type TileFnF32 = unsafe fn(rows: &[*const f32; MR_F32], k: usize, b: *const f32, sums: *mut f32, stride: usize);
+type TileF32 = [[f32; NR]; MR_F32];
 
 /// See [`Kernels::tile_i16`].
 pub type TileFnI16 =
@@ -92,19 +89,18 @@ pub struct Kernels {
     pub panel_i8: unsafe fn(job: &PanelJob),
     /// Whether [`Kernels::panel_i8`] takes two panels at once.
     pub pairs: bool,
-    /// Float tile: sums over `k` of row × column; `b` is `[k][NR]`. Each row of sums starts `stride` floats after the
-    /// one before it.
+    /// Multiplies rows of floats with panels and finishes them into the target.
     ///
     /// # Safety
-    /// The CPU must have the instruction set; each row must hold `k` floats, `b` must hold `k * NR`, and [`NR`] floats
-    /// must be writable at each of [`MR_F32`] rows of `sums`.
-    pub tile_f32: TileFnF32,
-    /// 16-bit tiles, where that is faster than the float one: as [`Kernels::tile_f32`] with `2 * pairs` values a row and
-    /// `b` `[panels][pairs][NR][2]`; the sums of each panel stand beside those of the one before it. They are exact while
-    /// they fit i32, then converted.
+    /// The CPU must have the instruction set; see [`FloatJob`].
+    pub panels_f32: unsafe fn(job: &FloatJob),
+    /// 16-bit tiles, where that is faster than floats: sums over `2 * pairs` values of row × column; `b` is
+    /// `[panels][pairs][NR][2]`. Each row of sums starts `stride` floats after the one before it; the sums of each panel
+    /// stand beside those of the one before it. They are exact while they fit i32, then converted.
     ///
     /// # Safety
-    /// As of the float tile.
+    /// The CPU must have the instruction set; each row must hold `2 * pairs` values, `b` as many as said, and [`NR`] floats a
+    /// panel must be writable at each of [`MR_F32`] rows of `sums`.
     pub tile_i16: Option<TileFnI16>,
     /// Row routines.
     pub rows: rows::RowFns,
@@ -133,6 +129,38 @@ pub struct PanelJob<'a> {
     pub target: Target,
 }
 
+/// Rows of floats to multiply with panels: `activation(rows · panels + bias) + residual`.
+pub struct FloatJob<'a> {
+    /// First of the target's rows.
+    pub rows: *const f32,
+    /// Floats from one row to the next.
+    pub stride: usize,
+    /// Inputs: floats that are read of each row.
+    pub k: usize,
+    /// `[panels][k][NR]`.
+    pub panels: &'a [f32],
+    /// Bias of each panel; none where it is empty.
+    pub bias: &'a [[f32; NR]],
+    /// Function after the bias.
+    pub activation: Activation,
+    /// Where finished rows go; its columns are those of all panels.
+    pub target: Target,
+}
+
+impl FloatJob<'_> {
+    /// How many panels there are.
+    #[inline(always)]
+    fn panels(&self) -> usize {
+        self.target.columns.div_ceil(NR)
+    }
+
+    /// A panel, and its bias.
+    #[inline(always)]
+    fn panel(&self, p: usize) -> (&[f32], [f32; NR]) {
+        (&self.panels[p * self.k * NR..][..self.k * NR], self.bias.get(p).copied().unwrap_or_default())
+    }
+}
+
 /// The first `n` elements of a buffer that only grows; they hold whatever they held.
 fn room<T: Copy + Default>(buffer: &mut Vec<T>, n: usize) -> &mut [T] {
     if buffer.len() < n {
@@ -155,10 +183,7 @@ impl PanelJob<'_> {
     #[inline(always)]
     fn block<const M: usize>(&self, m: usize) -> ([*const u8; M], Target) {
         let rows = std::array::from_fn(|i| self.rows.wrapping_add((m + i) * self.stride));
-        let t = &self.target;
-        let residual = if t.residual.is_null() { t.residual } else { t.residual.wrapping_add(m * t.stride) };
-        let out = t.out.wrapping_add(m * t.stride);
-        (rows, Target { out, residual, rows: M.min(t.rows - m), ..*t })
+        (rows, self.target.from(m, 0, M, self.target.columns))
     }
 }
 
@@ -185,6 +210,22 @@ impl Kernels {
             // SAFETY: tables are handed out by `available` only, for this CPU.
             unsafe { (self.rows.layer_norm)(&rows[..n], norm, out, ranges) }
         }
+    }
+
+    /// Products of rows with panels `[panels][width of a row][NR]`, into rows of `out` that are `stride` floats apart.
+    ///
+    /// # Panics
+    /// When a row, a panel or the room for a row's products ends early.
+    pub fn multiply(&self, rows: &RowsOf, panels: &[f32], out: &mut [f32], stride: usize) {
+        let (k, columns) = (rows.width, panels.len() / rows.width);
+        let last = rows.n.checked_sub(1).expect("rows");
+        assert!(rows.x.len() >= last * rows.stride + k && columns.is_multiple_of(NR) && columns <= stride);
+        assert!(out.len() >= last * stride + columns);
+        let target = Target { out: out.as_mut_ptr(), residual: std::ptr::null(), stride, rows: rows.n, columns };
+        let (rows, stride, activation) = (rows.x.as_ptr(), rows.stride, Activation::None);
+        let job = FloatJob { rows, stride, k, panels, bias: &[], activation, target };
+        // SAFETY: tables are handed out by `available` only, for this CPU; the lengths are checked.
+        unsafe { (self.panels_f32)(&job) }
     }
 
     /// Applies an element-wise function in place.

@@ -68,8 +68,19 @@ pub struct Target {
     pub stride: usize,
     /// Rows to write.
     pub rows: usize,
-    /// Columns to write, at most [`NR`].
+    /// Columns to write: at most [`NR`], but where several panels are multiplied at once.
     pub columns: usize,
+}
+
+impl Target {
+    /// The part of at most `rows` rows from row `m` and `columns` columns from column `n` on.
+    #[inline(always)]
+    pub fn from(&self, m: usize, n: usize, rows: usize, columns: usize) -> Target {
+        let at = m * self.stride + n;
+        let residual = if self.residual.is_null() { self.residual } else { self.residual.wrapping_add(at) };
+        let (rows, columns) = (rows.min(self.rows - m), columns.min(self.columns - n));
+        Target { out: self.out.wrapping_add(at), residual, stride: self.stride, rows, columns }
+    }
 }
 
 /// Turns integer sums of channels into floats: `(sum + offset) · factor + bias`, each one a channel.
@@ -141,11 +152,6 @@ pub struct RowFns {
     pub pack_values: unsafe fn(values: &RowsOf, scale: f32, panels: &mut [PairsI16]),
     /// LayerNorm of rows into `out` `[row][k]`, and the [range](RowFns::range) of each result where `ranges` has room.
     pub layer_norm: LayerNorm,
-    /// Adds bias, applies the activation, adds the residual.
-    ///
-    /// # Safety
-    /// The target's pointers must be valid for its rows and columns.
-    pub finish_f32: unsafe fn(sums: &mut TileF32, bias: &[f32; NR], activation: Activation, target: &Target),
     /// Applies an activation in place.
     pub activate: unsafe fn(activation: Activation, x: &mut [f32]),
     /// `scale · clamp(round(x · factor / scale), low, high)` in place, ties to even; NaN becomes the lowest.
@@ -439,8 +445,10 @@ pub fn rescale<const FMA: bool>(sums: &TileI8, rows: &[RowQuant; MR_I8], job: &P
     }
 }
 
+/// Adds bias, applies the activation, adds the residual.
+///
 /// # Safety
-/// See [`RowFns::finish_f32`].
+/// The target's pointers must be valid for its rows and columns.
 #[inline(always)]
 pub unsafe fn finish_f32<const FMA: bool>(
     sums: &mut TileF32,

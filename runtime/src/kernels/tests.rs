@@ -71,18 +71,21 @@ fn integer_tiles_are_exact_at_the_extremes() {
 #[test]
 fn float_tiles_match() {
     for kernels in available() {
-        for k in [1, 3, 64, 197] {
-            let x = SelfTest::input(3, MR_F32 * k);
-            let w = SelfTest::input(4, NR * k);
-            let packed = F32Weights::pack(NR, k, |n, i| w[n * k + i]);
-            let rows: [*const f32; MR_F32] = std::array::from_fn(|m| x[m * k..].as_ptr());
-            let mut sums = [[0.; NR]; MR_F32];
-            // SAFETY: `available` returned the kernel; rows hold k floats, the panel k·NR.
-            unsafe { (kernels.tile_f32)(&rows, k, packed.panel(0).as_ptr(), sums.as_flattened_mut().as_mut_ptr(), NR) };
-            for m in 0..MR_F32 {
-                for n in 0..NR {
-                    let want: f64 = (0..k).map(|i| f64::from(x[m * k + i]) * f64::from(w[n * k + i])).sum();
-                    assert!((f64::from(sums[m][n]) - want).abs() < 1e-4, "{} {k}", kernels.name);
+        for (k, panels) in [(1, 1), (3, 2), (64, 3), (197, 5)] {
+            for n in (1..=16).chain([24, 31]) {
+                let (stride, columns) = (k + 5, panels * NR);
+                let x = SelfTest::input(3, n * stride);
+                let w = SelfTest::input(4, columns * k);
+                let packed = F32Weights::pack(columns, k, |n, i| w[n * k + i]);
+                let mut sums = vec![7.; n * (columns + 1)];
+                let rows = RowsOf { x: &x, n, width: k, stride };
+                kernels.multiply(&rows, &packed.panels, &mut sums[..n * (columns + 1) - 1], columns + 1);
+                for (m, sums) in sums.chunks_exact(columns + 1).enumerate() {
+                    for (c, sum) in sums[..columns].iter().enumerate() {
+                        let want: f64 = (0..k).map(|i| f64::from(x[m * stride + i]) * f64::from(w[c * k + i])).sum();
+                        assert!((f64::from(*sum) - want).abs() < 1e-4, "{} {k} row {m} column {c}", kernels.name);
+                    }
+                    assert_eq!(sums[columns], 7., "{} wrote beside the panels", kernels.name);
                 }
             }
         }

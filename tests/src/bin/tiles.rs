@@ -6,7 +6,7 @@
 //! have 25 to 50. Paired panels are those whose products fit 16-bit lanes, see `runtime/src/kernels/pack.rs`.
 
 use std::time::Instant;
-use vedge_runtime::kernels::{Body, F32Weights, I8Weights, Kernels, MR_F32, MR_I8, NR, detect};
+use vedge_runtime::kernels::{Body, F32Weights, I8Weights, Kernels, MR_I8, NR, RowsOf, detect};
 
 const ROWS: usize = 192;
 
@@ -69,13 +69,8 @@ fn integer(kernels: &Kernels, w: &I8Weights) {
 
 fn floats(kernels: &Kernels, w: &F32Weights) {
     let x = vec![0.5f32; ROWS * w.k];
-    for p in 0..w.n.div_ceil(NR) {
-        for m in (0..ROWS).step_by(MR_F32) {
-            let rows = std::array::from_fn(|i| x[(m + i) * w.k..].as_ptr());
-            let mut sums = [[0.; NR]; MR_F32];
-            // SAFETY: `detect` returned the kernel; rows hold k floats, the panel k·NR.
-            unsafe { (kernels.tile_f32)(&rows, w.k, w.panel(p).as_ptr(), sums.as_flattened_mut().as_mut_ptr(), NR) };
-            std::hint::black_box(&sums);
-        }
-    }
+    let rows = RowsOf { x: &x, n: ROWS, width: w.k, stride: w.k };
+    let mut sums = vec![0.; ROWS * w.n];
+    kernels.multiply(&rows, &w.panels, &mut sums, w.n);
+    std::hint::black_box(&sums);
 }

@@ -1,12 +1,23 @@
 //! The float tile: multiply-add by lane, so that four inputs of a row cost one load.
 
 use super::*;
-use crate::kernels::MR_F32;
+use crate::kernels::generic::float_tiles;
+use crate::kernels::{FloatJob, MR_F32};
 
 /// # Safety
-/// See [`Kernels::tile_f32`].
-pub unsafe fn tile(rows: &[*const f32; MR_F32], k: usize, b: *const f32, sums: *mut f32, stride: usize) {
-    // SAFETY: `b` holds k·NR floats, each row k; the sums by contract.
+/// See [`Kernels::panels_f32`].
+pub unsafe fn panels(job: &FloatJob) {
+    // SAFETY: the caller's contract.
+    unsafe { float_tiles::<true>(job, |rows, b, sums, stride| tile(rows, b, sums, stride)) }
+}
+
+/// Sums of row × column over a panel `[k][NR]`; each row of sums starts `stride` floats after the one before it.
+///
+/// # Safety
+/// Each row must hold k floats, and [`NR`] floats must be writable at each row of sums.
+unsafe fn tile(rows: &[*const f32; MR_F32], b: &[f32], sums: *mut f32, stride: usize) {
+    let (b, k) = (b.as_ptr(), b.len() / NR);
+    // SAFETY: each row holds k floats; the sums by contract.
     unsafe {
         let mut acc = [[vdupq_n_f32(0.); VECTORS]; MR_F32];
         let mut i = 0;

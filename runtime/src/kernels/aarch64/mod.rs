@@ -21,7 +21,7 @@ const PLAIN: Kernels = Kernels {
     tile_i8: widening::tile,
     panel_i8: widening::panel,
     pairs: false,
-    tile_f32: float::tile,
+    panels_f32: float::panels,
     tile_i16: None,
     rows: RowFns {
         quantize: bytes::quantize,

@@ -113,7 +113,7 @@ impl Bytes {
             for (p, (sums, columns)) in products.tiles.iter().zip(products.columns).enumerate() {
                 let exact = |i: usize, n: usize| sums[i][n].wrapping_add(products.rows[i]).wrapping_add(columns[n]);
                 let tile: [[f32; NR]; MR_I8] = std::array::from_fn(|i| std::array::from_fn(|n| exact(i, n) as f32));
-                head.write(out, m, p * NR, &tile, &[scale; MR_I8]);
+                head.write(out, m, p * NR, (tile.as_flattened(), NR), &[scale; MR_I8]);
             }
         }
     }

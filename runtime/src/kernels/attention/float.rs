@@ -1,15 +1,20 @@
 //! A head in float32.
 
-use super::{Head, MR_F32, NR, Output};
+use super::super::{RowsOf, room};
+use super::{Head, NR, Output};
+
+/// Queries at once: whole tiles on every CPU.
+const ROWS: usize = 12;
 
 #[derive(Default)]
 pub struct Scratch {
     keys: Vec<f32>,
     values: Vec<f32>,
     queries: Vec<f32>,
+    sums: Vec<f32>,
 }
 
-pub fn run(head: &Head, out: &Output, s: &mut Scratch, scores: &mut [f32]) {
+pub fn run(head: &Head, out: &Output, s: &mut Scratch, scores: &mut Vec<f32>) {
     let a = head.attention;
     let (nq, nk, d) = (a.queries, a.keys, a.dim);
     let padded = nk.next_multiple_of(NR);
@@ -23,38 +28,29 @@ pub fn run(head: &Head, out: &Output, s: &mut Scratch, scores: &mut [f32]) {
     pack(&mut s.values, a.dim_v, nk, x, dim, token);
     let (x, [token, dim]) = head.view(&a.q);
     let direct = dim == 1 && a.grids.q.is_none();
-    for m in (0..nq).step_by(MR_F32) {
-        // Past the end, the last row again.
-        let row = |i: usize| (m + i).min(nq - 1) * token;
+    let (scores, width) = (room(scores, ROWS * padded), a.dim_v.next_multiple_of(NR));
+    s.sums.resize(ROWS * width, 0.);
+    for m in (0..nq).step_by(ROWS) {
+        let n = ROWS.min(nq - m);
+        let x = &x[m * token..];
         if !direct {
             s.queries.clear();
-            for i in 0..MR_F32 {
-                s.queries.extend((0..d).map(|k| x[row(i) + k * dim]));
-            }
+            s.queries.extend((0..n).flat_map(|i| (0..d).map(move |k| x[i * token + k * dim])));
             if let Some((factor, grid)) = a.grids.q {
                 grid.round_product(head.kernels, &mut s.queries, factor);
             }
         }
-        let q: [*const f32; MR_F32] = std::array::from_fn(|i| match direct {
-            true => x[row(i)..][..d].as_ptr(),
-            false => s.queries[i * d..].as_ptr(),
-        });
-        for (p, panel) in s.keys.chunks_exact(d * NR).enumerate() {
-            // SAFETY: `kernels` came from `available`; rows hold d floats, the panel d·NR; each row of scores has
-            // room for all panels.
-            unsafe { (head.kernels.tile_f32)(&q, d, panel.as_ptr(), scores.as_mut_ptr().add(p * NR), padded) };
-        }
-        let mut factors = [0.; MR_F32];
-        for (i, (scores, factor)) in scores.chunks_exact_mut(padded).zip(&mut factors).enumerate().take(nq - m) {
+        let (x, stride) = if direct { (x, token) } else { (&s.queries[..], d) };
+        head.kernels.multiply(&RowsOf { x, n, width: d, stride }, &s.keys, scores, padded);
+        let mut factors = [0.; ROWS];
+        for (i, (scores, factor)) in scores.chunks_exact_mut(padded).zip(&mut factors).enumerate().take(n) {
             let scale = head.scores(m + i, 1., scores);
             *factor = head.exponentials(scale, scores);
         }
-        let p: [*const f32; MR_F32] = std::array::from_fn(|i| scores[i * padded..].as_ptr());
-        for (c, panel) in s.values.chunks_exact(nk * NR).enumerate() {
-            let mut tile = [[0.; NR]; MR_F32];
-            // SAFETY: as above; rows hold at least nk floats.
-            unsafe { (head.kernels.tile_f32)(&p, nk, panel.as_ptr(), tile.as_flattened_mut().as_mut_ptr(), NR) };
-            head.write(out, m, c * NR, &tile, &factors);
+        let probabilities = RowsOf { x: scores, n, width: nk, stride: padded };
+        head.kernels.multiply(&probabilities, &s.values, &mut s.sums, width);
+        for column in (0..a.dim_v).step_by(NR) {
+            head.write(out, m, column, (&s.sums[column..], width), &factors);
         }
     }
 }

@@ -6,7 +6,7 @@ mod words;
 
 use super::requantize::Grid;
 use super::rows::LANES;
-use super::{Kernels, MR_F32, NR};
+use super::{Kernels, NR};
 use crate::exec::{Exec, Scattered};
 use std::cell::RefCell;
 use std::ops::Range;
@@ -199,7 +199,6 @@ impl Head<'_> {
         if let Arithmetic::Bytes(bytes) = &self.attention.arithmetic {
             return bytes.run(self, out, &mut s.bytes);
         }
-        s.scores.resize(MR_F32 * self.attention.keys.next_multiple_of(NR), 0.);
         let words = self.attention.arithmetic == Arithmetic::Words;
         let done = words && words::run(self, out, &mut s.words, &mut s.scores);
         if !done {
@@ -251,11 +250,13 @@ impl Head<'_> {
         1.
     }
 
-    /// Writes the output of the queries from `m` on, columns of v from `column` on, each row times its factor.
-    fn write(&self, out: &Output, m: usize, column: usize, tile: &[[f32; NR]], factors: &[f32]) {
+    /// Writes the output of the queries from `m` on, columns of v from `column` on, each row times its factor: [`NR`] sums a
+    /// row, `stride` apart.
+    fn write(&self, out: &Output, m: usize, column: usize, (sums, stride): (&[f32], usize), factors: &[f32]) {
         let a = self.attention;
         let columns = NR.min(a.dim_v - column);
-        for (i, (tile, factor)) in tile.iter().zip(factors).enumerate().take(a.queries - m) {
+        for (i, (sums, factor)) in sums.chunks(stride).zip(factors).enumerate().take(a.queries - m) {
+            let tile: &[f32; NR] = sums.first_chunk().expect("a panel's sums");
             let at = self.b * a.out[0] + self.h * a.out[1] + (m + i) * a.out[2] + column * a.out[3];
             // SAFETY: `run` has checked the last element of the output.
             unsafe {

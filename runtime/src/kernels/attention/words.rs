@@ -5,8 +5,8 @@
 
 use super::super::requantize::Grid;
 use super::super::rows::{PairsI16, RowsOf};
-use super::super::{TileFnI16, room};
-use super::{Head, HeadView, MR_F32, NR, Output};
+use super::super::{MR_F32, TileFnI16, room};
+use super::{Head, HeadView, NR, Output};
 
 #[derive(Default)]
 pub struct Scratch {
@@ -25,7 +25,7 @@ const LARGEST_V: f32 = 1023.;
 const MOST_KEYS: usize = 8192;
 
 /// Returns false, having written nothing, where the CPU has no such tile or a value is not finite.
-pub fn run(head: &Head, out: &Output, s: &mut Scratch, scores: &mut [f32]) -> bool {
+pub fn run(head: &Head, out: &Output, s: &mut Scratch, scores: &mut Vec<f32>) -> bool {
     let a = head.attention;
     let Some(tile_i16) = head.kernels.tile_i16.filter(|_| a.keys <= MOST_KEYS) else {
         return false;
@@ -62,6 +62,7 @@ pub fn run(head: &Head, out: &Output, s: &mut Scratch, scores: &mut [f32]) -> bo
         // SAFETY: as above.
         unsafe { (rows.round_i16)(q.rows.row(i).expect("a query"), 1. / q_step, words) };
     }
+    let scores = room(scores, MR_F32 * padded);
     s.probabilities.resize(MR_F32 * padded, 0);
     let mut tile = [[0.; NR]; MR_F32];
     for m in (0..nq).step_by(MR_F32) {
@@ -91,7 +92,7 @@ pub fn run(head: &Head, out: &Output, s: &mut Scratch, scores: &mut [f32]) -> bo
         let steps = nk.div_ceil(2);
         for (c, panel) in values.chunks_exact(steps).enumerate() {
             multiply(tile_i16, &p, steps, panel, tile.as_flattened_mut(), NR);
-            head.write(out, m, c * NR, &tile, &factors);
+            head.write(out, m, c * NR, (tile.as_flattened(), NR), &factors);
         }
     }
     true

@@ -1,10 +1,10 @@
 //! AVX2 with FMA.
 
 use super::super::depthwise::DepthwiseRow;
-use super::super::generic::row_fns;
+use super::super::generic::{float_tiles, row_fns};
 use super::super::pack::{Group, WidePair};
-use super::super::rows::{self, Activation, ChannelScale, Norm, RowFns, RowQuant, Target};
-use super::super::{Body, I8Panel, Kernels, Layout, MR_F32, MR_I8, NR, PanelJob, TileF32, TileI8};
+use super::super::rows::{self, Activation, ChannelScale, Norm, RowFns, RowQuant};
+use super::super::{Body, FloatJob, I8Panel, Kernels, Layout, MR_F32, MR_I8, NR, PanelJob, TileI8};
 use std::arch::x86_64::*;
 
 pub static KERNELS: Kernels = Kernels {
@@ -14,7 +14,7 @@ pub static KERNELS: Kernels = Kernels {
     tile_i8,
     panel_i8,
     pairs: false,
-    tile_f32,
+    panels_f32,
     tile_i16: Some(tile_i16),
     rows: ROWS,
 };
@@ -163,9 +163,20 @@ unsafe fn wide(rows: &[*const i16; MR_I8], pairs: &[WidePair]) -> Acc {
 }
 
 /// # Safety
-/// See [`Kernels::tile_f32`].
+/// See [`Kernels::panels_f32`].
 #[target_feature(enable = "avx2,fma")]
-unsafe fn tile_f32(rows: &[*const f32; MR_F32], k: usize, b: *const f32, sums: *mut f32, stride: usize) {
+unsafe fn panels_f32(job: &FloatJob) {
+    // SAFETY: the caller's contract.
+    unsafe { float_tiles::<true>(job, |rows, b, sums, stride| tile_f32(rows, b, sums, stride)) }
+}
+
+/// Sums of row × column over a panel `[k][NR]`; each row of sums starts `stride` floats after the one before it.
+///
+/// # Safety
+/// Each row must hold k floats, and [`NR`] floats must be writable at each row of sums.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn tile_f32(rows: &[*const f32; MR_F32], b: &[f32], sums: *mut f32, stride: usize) {
+    let (b, k) = (b.as_ptr(), b.len() / NR);
     let mut acc = [[_mm256_setzero_ps(); 2]; MR_F32];
     for i in 0..k {
         // SAFETY: `b` holds k·NR floats and each row k, by contract.

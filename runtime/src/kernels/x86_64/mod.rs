@@ -1,6 +1,8 @@
 //! x86-64: AVX2 everywhere, VNNI of AVX-512 where the CPU has it.
 
 mod avx2;
+mod float;
+mod functions;
 mod norm;
 mod vnni;
 mod words;

@@ -2,7 +2,7 @@
 
 use super::super::rows::{self, PairsI16, RowsOf};
 use super::super::{MR_F32, NR};
-use super::vnni::coarse_power;
+use super::functions::coarse_power;
 use std::arch::x86_64::*;
 
 /// As [`rows::pack_keys`].
