@@ -11,7 +11,7 @@ mod widening;
 use super::depthwise::DepthwiseRow;
 use super::generic::row_fns;
 use super::rows::{self, Activation, ChannelScale, Norm, RowFns, Target};
-use super::{Kernels, Layout, MR_I8, NR, PanelJob, Quants, RowQuant, TileF32, TileI8};
+use super::{Kernels, Layout, MR_I8, NR, PanelJob, Quants, RowQuant, TileI8};
 use std::arch::aarch64::*;
 
 const PLAIN: Kernels = Kernels {

@@ -53,12 +53,12 @@ macro_rules! in_blocks {
         let rows = $rows;
         let mut $m = 0;
         macro_rules! some {
-                ($height:expr) => {{
-                    const $M: usize = $height;
-                    $body
-                    $m += $M;
-                }};
-            }
+                    ($height:expr) => {{
+                        const $M: usize = $height;
+                        $body
+                        $m += $M;
+                    }};
+                }
         // One or two rows alone would take as long as four: they go with those before them.
         while $m + BLOCK + 2 < rows || $m + BLOCK == rows {
             some!(BLOCK);
@@ -92,7 +92,7 @@ unsafe fn tile_i8(rows: &[*const u8; MR_I8], panel: &I8Panel, sums: &mut TileI8)
     // SAFETY: the caller's contract; a row of sums holds NR = 16 integers.
     unsafe {
         let stride = rows[1].offset_from_unsigned(rows[0]);
-        let acc: [_; MR_I8] = multiply(rows[0], stride, [groups(panel)], [_mm512_setzero_si512()]);
+        let acc: [_; MR_I8] = multiply(rows[0], stride, [groups(panel)], [_mm512_setzero_si512()], (rows[0], 0));
         for (sums, [acc]) in sums.iter_mut().zip(acc) {
             _mm512_storeu_si512(sums.as_mut_ptr().cast(), acc);
         }
@@ -195,25 +195,25 @@ unsafe fn blocks<const P: usize>(
     // SAFETY: the caller's contract; no block reaches past the rows.
     unsafe {
         in_blocks!(job.target.rows, |M, m| {
-            if M == BLOCK {
-                fetch(job.next, m, job.target.rows);
-            }
             let (pointers, target) = job.block::<M>(m);
-            let acc: [[_; P]; M] = multiply(pointers[0], job.stride, weights, start);
+            let ahead = share(job, m);
+            let acc: [[_; P]; M] = multiply(pointers[0], job.stride, weights, start, ahead);
             store(&target, acc, |i, p, acc| finish(m + i, p, acc));
         });
     }
 }
 
-/// Brings the part of the next panels that falls to the rows from `m` on of `rows` into the second-level cache.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
-fn fetch(next: &[I8Panel], m: usize, rows: usize) {
-    for panel in next {
-        let all = groups(panel);
-        for group in &all[all.len() * m / rows..(all.len() * (m + BLOCK) / rows).min(all.len())] {
-            _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(group).cast());
+/// Where the part of the next panels begins that falls to the rows from `m` on, and bytes from one group's part to the next.
+fn share(job: &PanelJob, m: usize) -> (*const u8, usize) {
+    // Half a group: two blocks of rows fetch a panel.
+    const STEP: usize = size_of::<Group>() / 2;
+    let block = m / BLOCK;
+    match job.next.get(block / 2) {
+        Some(panel) => {
+            let groups = groups(panel);
+            (groups.as_ptr().cast::<u8>().wrapping_add(block % 2 * groups.len() * STEP), STEP)
         }
+        None => (job.rows, 0),
     }
 }
 
@@ -383,6 +383,9 @@ unsafe fn depthwise_vectors<const V: usize>(
 /// `start` and the sums of `M` rows, `stride` bytes apart, with `P` panels. Two panels at once load each activation once
 /// for both: with one, the load port is busier than the multipliers.
 ///
+/// On the way, what lies `ahead` is brought into the second-level cache, a step for each group: many lines at once would hold up
+/// the loads.
+///
 /// # Safety
 /// Each row must hold [`GROUP`] bytes for each group, of which each panel has as many.
 #[inline]
@@ -392,11 +395,13 @@ unsafe fn multiply<const M: usize, const P: usize>(
     stride: usize,
     panels: [&[Group]; P],
     start: [__m512i; P],
+    (ahead, step): (*const u8, usize),
 ) -> [[__m512i; P]; M] {
     let mut acc = [start; M];
     for g in 0..panels[0].len() {
         // SAFETY: the caller's contract; a group is one vector.
         unsafe {
+            _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(g * step).cast());
             let weights = panels.map(|groups| _mm512_load_si512(groups.as_ptr().add(g).cast()));
             for (m, acc) in acc.iter_mut().enumerate() {
                 let x = _mm512_set1_epi32(rows.add(m * stride + g * GROUP).cast::<i32>().read_unaligned());
