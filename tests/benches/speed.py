@@ -7,7 +7,8 @@ SPEC is one of
     vedge:MODEL          vedge-run bench
     plain:MODEL          vedge-run bench --plain: what tract alone does
     ort:MODEL            onnxruntime, all graph optimizations
-    openvino:MODEL       openvino, latency hint
+    openvino:MODEL       openvino, latency hint; it may compute floats in fewer bits, as it does where the CPU multiplies bfloat16
+    openvino-f32:MODEL   the same, told to compute in 32-bit floats
 The first entrant is the one the others are compared with. Each round starts each program once; it loads the model,
 warms up and times `--runs` inferences of batch 1. Printed: median over the rounds of the medians, fastest run, load
 time, memory, and the median's ratio to the first entrant's.
@@ -15,6 +16,7 @@ time, memory, and the median's ratio to the first entrant's.
 import argparse, datetime, json, os, platform, re, resource, statistics, subprocess, sys, time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+KINDS = ("vedge", "plain", "ort", "openvino", "openvino-f32")
 RUN = os.environ.get("VEDGE_RUN", os.path.join(HERE, "../../target/release/vedge-run"))
 
 
@@ -37,6 +39,7 @@ def peer(kind, model, runs, threads):
         imported = time.perf_counter()
         core = ov.Core()
         hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+        hints |= {"INFERENCE_PRECISION_HINT": "f32"} if kind == "openvino-f32" else {}
         compiled = core.compile_model(core.read_model(model), "CPU", hints)
         shape = list(compiled.inputs[0].shape)
         request = compiled.create_infer_request()
@@ -98,8 +101,8 @@ def main():
     for e in a.entrants:
         name, spec = e.split("=", 1)
         kind, model = spec.split(":", 1)
-        if kind not in ("vedge", "plain", "ort", "openvino"):
-            p.error(f"{e}: no kind `{kind}`; there are vedge, plain, ort, openvino")
+        if kind not in KINDS:
+            p.error(f"{e}: no kind `{kind}`; there are {', '.join(KINDS)}")
         entrants.append((name, kind, model, []))
     for _ in range(a.rounds):
         for _, kind, model, results in entrants:

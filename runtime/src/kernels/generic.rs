@@ -100,21 +100,24 @@ pub unsafe fn float_tiles<const FMA: bool>(
     job: &FloatJob,
     tile: impl Fn(&[*const f32; MR_F32], &[f32], *mut f32, usize),
 ) {
+    let plain = job.bias.is_empty() && job.activation == Activation::None && job.target.residual.is_null();
     for p in 0..job.panels() {
         let (panel, bias) = job.panel(p);
         for m in (0..job.target.rows).step_by(MR_F32) {
-            // Past the end, the last row again.
-            let rows = std::array::from_fn(|i| job.rows.wrapping_add((m + i).min(job.target.rows - 1) * job.stride));
-            let target = job.target.from(m, p * NR, MR_F32, NR);
-            let plain = job.bias.is_empty() && job.activation == Activation::None && target.residual.is_null();
-            if plain && (target.rows, target.columns) == (MR_F32, NR) {
-                tile(&rows, panel, target.out, target.stride);
+            let (first, left) = (job.rows.wrapping_add(m * job.stride), job.target.rows - m);
+            if plain && left >= MR_F32 && job.target.columns >= (p + 1) * NR {
+                let rows = std::array::from_fn(|i| first.wrapping_add(i * job.stride));
+                let out = job.target.out.wrapping_add(m * job.target.stride + p * NR);
+                tile(&rows, panel, out, job.target.stride);
                 continue;
             }
+            // Past the end, the last row again.
+            let rows = std::array::from_fn(|i| first.wrapping_add(i.min(left - 1) * job.stride));
+            let target = job.target.from(m, p * NR, MR_F32, NR);
             let mut y = [[0.; NR]; MR_F32];
             tile(&rows, panel, y.as_flattened_mut().as_mut_ptr(), NR);
             // SAFETY: the caller's contract.
-            unsafe { rows::finish_f32::<FMA>(&mut y, &bias, job.activation, &target) };
+            unsafe { rows::finish_f32::<FMA>(&mut y, bias, job.activation, &target) };
         }
     }
 }

@@ -156,8 +156,8 @@ impl FloatJob<'_> {
 
     /// A panel, and its bias.
     #[inline(always)]
-    fn panel(&self, p: usize) -> (&[f32], [f32; NR]) {
-        (&self.panels[p * self.k * NR..][..self.k * NR], self.bias.get(p).copied().unwrap_or_default())
+    fn panel(&self, p: usize) -> (&[f32], &[f32; NR]) {
+        (&self.panels[p * self.k * NR..][..self.k * NR], self.bias.get(p).unwrap_or(&[0.; NR]))
     }
 }
 

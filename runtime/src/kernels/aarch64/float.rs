@@ -15,6 +15,8 @@ pub unsafe fn panels(job: &FloatJob) {
 ///
 /// # Safety
 /// Each row must hold k floats, and [`NR`] floats must be writable at each row of sums.
+// Not inlined: its sums take all the registers, and what is around it would lose its own.
+#[inline(never)]
 unsafe fn tile(rows: &[*const f32; MR_F32], b: &[f32], sums: *mut f32, stride: usize) {
     let (b, k) = (b.as_ptr(), b.len() / NR);
     // SAFETY: each row holds k floats; the sums by contract.
