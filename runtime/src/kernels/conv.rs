@@ -194,7 +194,7 @@ impl Conv {
         SCRATCH.with_borrow_mut(|s| match &self.filter {
             Filter::Dense(linear) | Filter::Patches(linear) => match &linear.weights {
                 Weights::I8(_, quant) => {
-                    let quant = self.quantize(exec, x, *quant, exec.kernels.flip, &mut s.bytes);
+                    let quant = self.quantize(exec, x, linear, *quant, &mut s.bytes);
                     self.dense_i8(exec, linear, quant, &s.bytes, out);
                 }
                 Weights::F32(_) => self.dense_f32(exec, linear, self.pad(exec, x, &mut s.floats), out),
@@ -204,11 +204,20 @@ impl Conv {
     }
 
     /// Quantizes the picture into the canvas; returns the scale and the stored zero.
-    fn quantize(&self, exec: &Exec, x: &[f32], quant: InputQuant, flip: u8, canvas: &mut Vec<u8>) -> RowQuant {
+    fn quantize(
+        &self,
+        exec: &Exec,
+        x: &[f32],
+        linear: &Linear,
+        quant: InputQuant,
+        canvas: &mut Vec<u8>,
+    ) -> RowQuant {
         let (scale, inverse, zero) = quant.parameters(exec.kernels, x);
-        self.fill(exec, x, canvas, zero as u8 ^ flip, &|x, line| {
+        let flip = exec.kernels.flip;
+        self.fill(exec, x, canvas, zero as u8 ^ flip, &|x, line| match &linear.table {
+            Some(table) => table.quantize(exec.kernels, x, line),
             // SAFETY: the kernels came from `available`.
-            unsafe { (exec.kernels.rows.quantize)(x, inverse, zero, flip, line) };
+            None => unsafe { (exec.kernels.rows.quantize)(x, inverse, zero, flip, line) },
         });
         RowQuant { scale, zero: zero as i32 - i32::from(flip) }
     }
@@ -259,6 +268,7 @@ impl Conv {
                 widen(weights, bytes, &mut s.wide);
                 let rows = Rows { bytes, wide: &s.wide, quants: Quants::Shared(quant) };
                 linear.integer_block(exec.kernels, weights, &rows, None, out);
+                linear.follow(exec.kernels, None, out);
             });
         });
     }
@@ -271,6 +281,7 @@ impl Conv {
                 let floats = room(&mut s.floats, out.len() / n * k);
                 self.gather(canvas, b * block, floats, k);
                 linear.float_block(exec.kernels, floats, None, out);
+                linear.follow(exec.kernels, None, out);
             });
         });
     }
@@ -361,7 +372,7 @@ mod tests {
                             true => Taps::i8(q.clone(), scale.clone(), quant),
                             false => Taps::F32(weights.clone()),
                         };
-                        Filter::Depthwise(Depthwise { taps, bias: bias.clone(), activation })
+                        Filter::Depthwise(Depthwise { table: None, taps, bias: bias.clone(), activation })
                     } else {
                         let weights = match integer {
                             true => Weights::I8(I8Weights::pack(exec.kernels, oc, k, &q, &scale), quant),

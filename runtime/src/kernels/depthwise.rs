@@ -6,6 +6,7 @@
 
 use super::conv::Geometry;
 use super::linear::{InputQuant, Linear};
+use super::requantize::ByteTable;
 use super::rows::{Activation, ChannelScale};
 use super::{Kernels, room};
 use crate::exec::Exec;
@@ -15,6 +16,8 @@ use std::thread::LocalKey;
 /// One filter a channel.
 #[derive(Clone, Debug)]
 pub struct Depthwise {
+    /// Function of the input, which integer weights quantize with a static scale, if fused.
+    pub table: Option<ByteTable>,
     /// Weights.
     pub taps: Taps,
     /// Bias, one a channel.
@@ -139,8 +142,11 @@ impl Depthwise {
         f(&Pass {
             geometry: g,
             zero: zero as u8,
-            // SAFETY: the kernels came from `available`, here and below.
-            convert: &|x, line| unsafe { (rows.quantize)(x, inverse, zero, 0, line) },
+            convert: &|x, line| match &self.table {
+                Some(table) => table.quantize(kernels, x, line),
+                // SAFETY: the kernels came from `available`, here and below.
+                None => unsafe { (rows.quantize)(x, inverse, zero, 0, line) },
+            },
             row: &|canvas, out| {
                 let row = DepthwiseRow { canvas, offsets: &offsets, taps, geometry: g };
                 // SAFETY: as above.
@@ -341,7 +347,7 @@ mod tests {
             let bottleneck = Bottleneck {
                 expand: linear(1, c, k, InputQuant::PerRow, Activation::Silu),
                 geometry,
-                depthwise: Depthwise { taps, bias: SelfTest::input(6, c), activation: Activation::Silu },
+                depthwise: Depthwise { table: None, taps, bias: SelfTest::input(6, c), activation: Activation::Silu },
                 project: linear(7, n, c, quant, Activation::None),
             };
             let (x, residual) = (SelfTest::input(8, h * w * k), SelfTest::input(9, oh * ow * n));

@@ -250,6 +250,11 @@ impl Linear {
                 self.float_block(kernels, x, added, out);
             }
         }
+        self.follow(kernels, residual, out);
+    }
+
+    /// What [follows](Linear::then) finished rows.
+    pub fn follow(&self, kernels: &Kernels, residual: Option<&[f32]>, out: &mut [f32]) {
         for step in &self.then {
             match step {
                 Step::Round(grid) => grid.round(kernels, out),

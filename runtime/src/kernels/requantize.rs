@@ -64,6 +64,12 @@ pub struct Table {
 const PLACES: usize = 512;
 
 impl Table {
+    /// What it rounds to first.
+    pub fn grid(&self) -> Grid {
+        let zero = f32::from(self.zero);
+        Grid { scale: self.scale, low: -zero, high: 255. - zero }
+    }
+
     /// Rounds and looks up, in place.
     pub fn apply(&self, kernels: &Kernels, x: &mut [f32]) {
         let mut places = [0; PLACES];
@@ -81,18 +87,16 @@ impl Table {
 pub struct ByteTable {
     scale: f32,
     zero: u8,
-    /// As the layer's kernel stores them.
+    /// As the layer stores them.
     bytes: Box<[u8; 256]>,
 }
 
 impl ByteTable {
-    /// For a layer that quantizes its input with this step and zero point.
-    pub fn of(table: &Table, kernels: &Kernels, scale: f32, zero: u8) -> ByteTable {
+    /// For a layer that quantizes its input with this step and zero point and stores it exclusive-or `flip`.
+    pub fn of(table: &Table, kernels: &Kernels, (scale, zero): (f32, u8), flip: u8) -> ByteTable {
         let mut bytes = Box::new([0; 256]);
         // SAFETY: `kernels` came from `available`.
-        unsafe {
-            (kernels.rows.quantize)(&table.values[..], 1. / scale, f32::from(zero), kernels.flip, &mut bytes[..])
-        };
+        unsafe { (kernels.rows.quantize)(&table.values[..], 1. / scale, f32::from(zero), flip, &mut bytes[..]) };
         ByteTable { scale: table.scale, zero: table.zero, bytes }
     }
 

@@ -6,7 +6,6 @@ use super::pairs::Pair;
 use super::{Fused, Lowered, Rewrites, fused_index};
 use crate::error::Result;
 use crate::kernels::linear::{InputQuant, Linear, Step, Weights};
-use crate::kernels::requantize::ByteTable;
 use crate::kernels::{Activation, F32Weights, I8Weights, Kernels};
 use crate::model::check::EXACT_INPUTS;
 use crate::model::qdq::MOVES;
@@ -344,22 +343,16 @@ pub fn join_pairs(l: &mut Lowered, kernels: &Kernels) {
         let output = m.output[0].clone();
         let (one, two) = (fused_index(n).expect("linear"), fused_index(m).expect("linear"));
         let (mut one, mut two) = (l.take_linear(one), l.take_linear(two));
-        take_table(kernels, &mut one, &mut two);
+        if let Some(Step::Table(table)) = one.then.last()
+            && two.take_table(kernels, table)
+        {
+            one.then.pop();
+        }
         let pair = Fused::Mlp(Box::new([one, two]));
         let new = l.node(pair, &inputs, &output);
         r.replace(&[first, second], new);
     }
     l.apply(r);
-}
-
-/// Moves a table at the end of a layer into the next one's quantization.
-fn take_table(kernels: &Kernels, one: &mut Linear, two: &mut Linear) {
-    if let (Some(Step::Table(table)), Weights::I8(_, InputQuant::Static { scale, zero }), None, None) =
-        (one.then.last(), &two.weights, &two.norm, &two.factors)
-    {
-        two.table = Some(ByteTable::of(table, kernels, *scale, *zero));
-        one.then.pop();
-    }
 }
 
 impl Lowered {

@@ -52,6 +52,7 @@ pub fn lower(graph: Graph, kernels: &Kernels, per_token: bool) -> Result<Lowered
     movement::run(&mut l);
     order::run(&mut l);
     unread::run(&mut l);
+    table::absorb(&mut l, kernels);
     conv::join_bottlenecks(&mut l);
     linear::absorb_norms(&mut l);
     linear::join_pairs(&mut l, kernels);
