@@ -204,14 +204,7 @@ impl Conv {
     }
 
     /// Quantizes the picture into the canvas; returns the scale and the stored zero.
-    fn quantize(
-        &self,
-        exec: &Exec,
-        x: &[f32],
-        linear: &Linear,
-        quant: InputQuant,
-        canvas: &mut Vec<u8>,
-    ) -> RowQuant {
+    fn quantize(&self, exec: &Exec, x: &[f32], linear: &Linear, quant: InputQuant, canvas: &mut Vec<u8>) -> RowQuant {
         let (scale, inverse, zero) = quant.parameters(exec.kernels, x);
         let flip = exec.kernels.flip;
         self.fill(exec, x, canvas, zero as u8 ^ flip, &|x, line| match &linear.table {

@@ -53,12 +53,12 @@ macro_rules! in_blocks {
         let rows = $rows;
         let mut $m = 0;
         macro_rules! some {
-                        ($height:expr) => {{
-                            const $M: usize = $height;
-                            $body
-                            $m += $M;
-                        }};
-                    }
+                            ($height:expr) => {{
+                                const $M: usize = $height;
+                                $body
+                                $m += $M;
+                            }};
+                        }
         // One or two rows alone would take as long as four: they go with those before them.
         while $m + BLOCK + 2 < rows || $m + BLOCK == rows {
             some!(BLOCK);

@@ -266,6 +266,9 @@ impl Found {
                 Taps::F32((0..values.len()).map(|i| values[at(i)]).collect())
             }
         };
-        Fused::Conv(Box::new(Conv { geometry, filter: Filter::Depthwise(Depthwise { table: None, taps, bias, activation }) }))
+        Fused::Conv(Box::new(Conv {
+            geometry,
+            filter: Filter::Depthwise(Depthwise { table: None, taps, bias, activation }),
+        }))
     }
 }

@@ -264,3 +264,54 @@ fn evaluate(g: &Graph, n: &NodeProto, known: &HashMap<&str, Vec<f32>>) -> Option
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Builder, agrees_with_tract};
+    use crate::onnx::attr;
+
+    /// A convolution of quantized values and weights, rounded; then x·σ(x) in quantized steps, if wanted.
+    fn conv(b: &mut Builder, x: &str, [c, oc, size]: [usize; 3], depthwise: bool, silu: bool) -> String {
+        let (shape, kernel) = ([1, oc, size, size], if depthwise { 3 } else { 1 });
+        let w = b.quantized(&[oc, if depthwise { 1 } else { c }, kernel, kernel]);
+        let group = attr::int("group", if depthwise { c as i64 } else { 1 });
+        let pads = attr::ints("pads", &[kernel as i64 / 2; 4]);
+        let y = b.node("Conv", &[x, &w], vec![group, pads], &shape);
+        let y = b.round(&y, &shape);
+        if !silu {
+            return y;
+        }
+        let s = b.node("Sigmoid", &[&y], vec![], &shape);
+        let s = b.round(&s, &shape);
+        let y = b.node("Mul", &[&y, &s], vec![], &shape);
+        b.round(&y, &shape)
+    }
+
+    #[test]
+    fn tables_rounding_and_sums_enter_a_bottleneck() {
+        let (c, wide, size) = (8, 24, 6);
+        let mut b = Builder::new(&[1, c, size, size]);
+        let x = b.round("x", &[1, c, size, size]);
+        let x = conv(&mut b, &x, [c, c, size], false, false);
+        let y = conv(&mut b, &x, [c, wide, size], false, true);
+        let y = conv(&mut b, &y, [wide, wide, size], true, true);
+        let y = conv(&mut b, &y, [wide, c, size], false, false);
+        let y = b.node("Add", &[&y, &x], vec![], &[1, c, size, size]);
+        let y = b.round(&y, &[1, c, size, size]);
+        let classes = agrees_with_tract(&b.finish(&[&y]));
+        // The sum and the expansion both read what the first layer makes, one of them rounded.
+        assert_eq!(classes, ["linear", "requantize", "bottleneck"]);
+    }
+
+    #[test]
+    fn a_table_that_others_read_stays() {
+        let (c, size) = (8, 6);
+        let mut b = Builder::new(&[1, c, size, size]);
+        let x = b.round("x", &[1, c, size, size]);
+        let y = conv(&mut b, &x, [c, c, size], true, true);
+        let z = conv(&mut b, &y, [c, c, size], true, false);
+        let y = b.node("Add", &[&y, &z], vec![], &[1, c, size, size]);
+        let classes = agrees_with_tract(&b.finish(&[&y]));
+        assert!(classes.contains(&"table".to_string()), "{classes:?}");
+    }
+}

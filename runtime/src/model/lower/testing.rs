@@ -114,6 +114,17 @@ impl Builder {
         self.node("DequantizeLinear", &[&q, &scale, &zero], vec![], shape)
     }
 
+    /// Weights as 8-bit integers, multiples of 1/128.
+    pub fn quantized(&mut self, shape: &[usize]) -> String {
+        let [w, scale, zero] = ["w", "scale", "zero"].map(|name| self.0.fresh(name));
+        let values = SelfTest::input(self.0.initializers.len() as u64, shape.iter().product());
+        let bytes = values.iter().map(|v| ((v * 127.) as i8).cast_unsigned()).collect();
+        self.0.initializers.insert(w.clone(), tensor(&w, DType::Int8, shape, bytes));
+        self.0.initializers.insert(scale.clone(), f32_tensor(&scale, &[], &[1. / 128.]));
+        self.0.initializers.insert(zero.clone(), tensor(&zero, DType::Int8, &[], vec![0]));
+        self.node("DequantizeLinear", &[&w, &scale, &zero], vec![], shape)
+    }
+
     /// LayerNorm over the last axis.
     pub fn norm(&mut self, x: &str, shape: &[usize]) -> String {
         let width = &shape[shape.len() - 1..];
