@@ -35,6 +35,7 @@ row_fns!(true, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma");
 /// The generic row functions, with what the compiler makes a poor job of written out.
 const FUNCTIONS: RowFns = RowFns {
     quantize: quantize_row,
+    lookup: lookup_bytes,
     layer_norm: norm::layer_norm,
     exponentials: float::exponentials,
     softmax_i16: words::softmax_i16,
@@ -53,12 +54,12 @@ macro_rules! in_blocks {
         let rows = $rows;
         let mut $m = 0;
         macro_rules! some {
-                            ($height:expr) => {{
-                                const $M: usize = $height;
-                                $body
-                                $m += $M;
-                            }};
-                        }
+                                ($height:expr) => {{
+                                    const $M: usize = $height;
+                                    $body
+                                    $m += $M;
+                                }};
+                            }
         // One or two rows alone would take as long as four: they go with those before them.
         while $m + BLOCK + 2 < rows || $m + BLOCK == rows {
             some!(BLOCK);
@@ -284,6 +285,34 @@ fn quantize_row(x: &[f32], inverse: f32, zero: f32, flip: u8, out: &mut [u8]) {
             let bytes = _mm512_cvtusepi32_epi8(_mm512_max_epi32(q, _mm512_setzero_si512()));
             let bytes = _mm_xor_si128(bytes, _mm512_castsi512_si128(flip));
             _mm_mask_storeu_epi8(out.as_mut_ptr().cast(), wanted, bytes);
+        }
+    }
+}
+
+/// As [`rows::lookup`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
+fn lookup_bytes(table: &[u8; 256], x: &mut [u8]) {
+    if !is_x86_feature_detected!("avx512vbmi") {
+        return rows::lookup(table, x);
+    }
+    // SAFETY: detected.
+    unsafe { permute_bytes(table, x) };
+}
+
+/// As [`rows::lookup`]: two permutations pick from a half of the table each, the highest bit says which counts.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+fn permute_bytes(table: &[u8; 256], x: &mut [u8]) {
+    const BYTES: usize = size_of::<__m512i>();
+    // SAFETY: four vectors.
+    let [a, b, c, d] = std::array::from_fn(|i| unsafe { _mm512_loadu_si512(table.as_ptr().add(i * BYTES).cast()) });
+    for x in x.chunks_mut(BYTES) {
+        let wanted = u64::MAX >> (BYTES - x.len());
+        // SAFETY: the mask keeps to what is there.
+        unsafe {
+            let places = _mm512_maskz_loadu_epi8(wanted, x.as_ptr().cast());
+            let (low, high) = (_mm512_permutex2var_epi8(a, places, b), _mm512_permutex2var_epi8(c, places, d));
+            let found = _mm512_mask_blend_epi8(_mm512_movepi8_mask(places), low, high);
+            _mm512_mask_storeu_epi8(x.as_mut_ptr().cast(), wanted, found);
         }
     }
 }
