@@ -75,8 +75,8 @@ pub enum Step {
     Residual,
 }
 
-/// Rows handled at once, at most: half of the 197 or 257 tokens of a ViT, so that each of two threads reads the weights once
-/// (15.9 instead of 16.6 ms for DeiT-Small, measured); with all of them what lies between two layers would leave the cache.
+/// Rows handled at once, at most: half of the 197 tokens of a ViT in whole tiles, so that each of two threads reads the weights
+/// once (15.9 instead of 16.6 ms for DeiT-Small, measured); with all of them what lies between two layers would leave the cache.
 pub(super) const BLOCK: usize = 102;
 
 /// Rows whose ranges are found before the first of them is quantized.

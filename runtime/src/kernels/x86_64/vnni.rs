@@ -50,35 +50,33 @@ pub const BLOCK: usize = 12;
 
 /// Does something for `M` rows from row `m` on, [`BLOCK`] of them while there are so many, then fewer.
 macro_rules! in_blocks {
+    (@some $height:expr, |$M:ident, $m:ident| $body:block) => {{
+        const $M: usize = $height;
+        $body
+        $m += $M;
+    }};
     ($rows:expr, |$M:ident, $m:ident| $body:block) => {{
         let rows = $rows;
         let mut $m = 0;
-        macro_rules! some {
-                                ($height:expr) => {{
-                                    const $M: usize = $height;
-                                    $body
-                                    $m += $M;
-                                }};
-                            }
         // One or two rows alone would take as long as four: they go with those before them.
         while $m + BLOCK + 2 < rows || $m + BLOCK == rows {
-            some!(BLOCK);
+            in_blocks!(@some BLOCK, |$M, $m| $body);
         }
         match rows - $m {
-            13 => some!(13),
-            14 => some!(14),
+            13 => in_blocks!(@some 13, |$M, $m| $body),
+            14 => in_blocks!(@some 14, |$M, $m| $body),
             _ => {}
         }
         if $m + 8 <= rows {
-            some!(8);
+            in_blocks!(@some 8, |$M, $m| $body);
         }
         if $m + 4 <= rows {
-            some!(4);
+            in_blocks!(@some 4, |$M, $m| $body);
         }
         match rows - $m {
-            3 => some!(3),
-            2 => some!(2),
-            1 => some!(1),
+            3 => in_blocks!(@some 3, |$M, $m| $body),
+            2 => in_blocks!(@some 2, |$M, $m| $body),
+            1 => in_blocks!(@some 1, |$M, $m| $body),
             _ => {}
         }
         _ = $m;

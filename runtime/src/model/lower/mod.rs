@@ -3,6 +3,7 @@
 //! Each pass finds one pattern and replaces its nodes by one node of the domain [`DOMAIN`], whose attribute `fused`
 //! indexes [`Lowered::fused`]. What no pattern takes stays as it is and runs in tract.
 
+mod absorb;
 mod attention;
 pub(crate) mod constant;
 mod conv;
@@ -52,7 +53,7 @@ pub fn lower(graph: Graph, kernels: &Kernels, per_token: bool) -> Result<Lowered
     movement::run(&mut l);
     order::run(&mut l);
     unread::run(&mut l);
-    table::absorb(&mut l, kernels);
+    absorb::run(&mut l, kernels);
     conv::join_bottlenecks(&mut l);
     linear::absorb_norms(&mut l);
     linear::join_pairs(&mut l, kernels);
