@@ -152,7 +152,7 @@ macro_rules! row_fns {
         }
         $(#[target_feature(enable = $feature)])?
         fn magnitude(rows: &$crate::kernels::rows::RowsOf) -> f32 {
-            rows::magnitude(rows)
+            $crate::kernels::words::magnitude(rows)
         }
         $(#[target_feature(enable = $feature)])?
         fn pack_keys(
@@ -160,7 +160,7 @@ macro_rules! row_fns {
             scale: f32,
             panels: &mut [$crate::kernels::rows::PairsI16],
         ) {
-            rows::pack_keys(keys, scale, panels);
+            $crate::kernels::words::pack_keys(keys, scale, panels);
         }
         $(#[target_feature(enable = $feature)])?
         fn pack_values(
@@ -168,11 +168,11 @@ macro_rules! row_fns {
             scale: f32,
             panels: &mut [$crate::kernels::rows::PairsI16],
         ) {
-            rows::pack_values(values, scale, panels);
+            $crate::kernels::words::pack_values(values, scale, panels);
         }
         $(#[target_feature(enable = $feature)])?
         fn round_i16(x: &[f32], scale: f32, out: &mut [i16]) {
-            rows::round_i16(x, scale, out);
+            $crate::kernels::words::round_i16(x, scale, out);
         }
         $(#[target_feature(enable = $feature)])?
         fn layer_norm(rows: &[&[f32]], norm: &Norm, out: &mut [f32], ranges: &mut [(f32, f32)]) {
@@ -200,7 +200,7 @@ macro_rules! row_fns {
         }
         $(#[target_feature(enable = $feature)])?
         fn softmax_i16(x: &mut [f32], n: usize, scale: f32, largest: f32, out: &mut [i16], factors: &mut [f32]) {
-            rows::softmax_i16::<$fma>(x, n, scale, largest, out, factors);
+            $crate::kernels::words::softmax_i16::<$fma>(x, n, scale, largest, out, factors);
         }
         $(#[target_feature(enable = $feature)])?
         fn depthwise_i8(row: &DepthwiseRow<u8, i8>, finish: &ChannelScale, out: &mut [f32]) {

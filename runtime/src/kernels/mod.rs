@@ -21,6 +21,7 @@ mod rows;
 #[cfg(test)]
 mod tests;
 pub mod windows;
+mod words;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 

@@ -1,11 +1,11 @@
 //! Attention in 16-bit integers, with AVX-512.
 
-use super::super::rows::{self, PairsI16, RowsOf};
-use super::super::{MR_F32, NR};
+use super::super::rows::{PairsI16, RowsOf};
+use super::super::{MR_F32, NR, words};
 use super::functions::coarse_power;
 use std::arch::x86_64::*;
 
-/// As [`rows::pack_keys`].
+/// As [`words::pack_keys`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 pub fn pack_keys(rows: &RowsOf, scale: f32, panels: &mut [PairsI16]) {
     let pairs = rows.width.div_ceil(2);
@@ -67,11 +67,11 @@ fn transposed(rows: [__m512i; 16]) -> [__m512i; 16] {
     })
 }
 
-/// As [`rows::softmax_i16`].
+/// As [`words::softmax_i16`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
 pub unsafe fn softmax_i16(x: &mut [f32], n: usize, scale: f32, largest: f32, out: &mut [i16], factors: &mut [f32]) {
     if scale <= 0. || factors.len() > MR_F32 {
-        return rows::softmax_i16::<true>(x, n, scale, largest, out, factors);
+        return words::softmax_i16::<true>(x, n, scale, largest, out, factors);
     }
     let width = x.len() / factors.len();
     // In units of log 2. The largest of all rows first: finding one is a chain of instructions that wait for each other.
