@@ -3,8 +3,9 @@
 
 use super::depthwise::{Depthwise, Taps};
 use super::linear::{InputQuant, Linear, Rows, Weights, widen};
+use super::requantize::Quantizer;
 use super::rows::{Quants, RowQuant};
-use super::{MR_I8, room};
+use super::{MR_I8, ROWS_F32, room};
 use crate::exec::Exec;
 use std::cell::RefCell;
 
@@ -207,11 +208,8 @@ impl Conv {
     fn quantize(&self, exec: &Exec, x: &[f32], linear: &Linear, quant: InputQuant, canvas: &mut Vec<u8>) -> RowQuant {
         let (scale, inverse, zero) = quant.parameters(exec.kernels, x);
         let flip = exec.kernels.flip;
-        self.fill(exec, x, canvas, zero as u8 ^ flip, &|x, line| match &linear.table {
-            Some(table) => table.quantize(exec.kernels, x, line),
-            // SAFETY: the kernels came from `available`.
-            None => unsafe { (exec.kernels.rows.quantize)(x, inverse, zero, flip, line) },
-        });
+        let quantizer = Quantizer { table: linear.table.as_ref(), inverse, zero, flip };
+        self.fill(exec, x, canvas, zero as u8 ^ flip, &|x, line| quantizer.quantize(exec.kernels, x, line));
         RowQuant { scale, zero: zero as i32 - i32::from(flip) }
     }
 
@@ -268,7 +266,7 @@ impl Conv {
 
     fn dense_f32(&self, exec: &Exec, linear: &Linear, canvas: &[f32], out: &mut [f32]) {
         let (k, n) = (linear.k(), linear.n());
-        let block = exec.block(out.len() / n, PIXELS, 12);
+        let block = exec.block(out.len() / n, PIXELS, ROWS_F32);
         exec.chunks(out, block * n, &|b, out| {
             GATHERED.with_borrow_mut(|s| {
                 let floats = room(&mut s.floats, out.len() / n * k);

@@ -6,7 +6,7 @@
 
 use super::conv::Geometry;
 use super::linear::{InputQuant, Linear};
-use super::requantize::ByteTable;
+use super::requantize::{ByteTable, Quantizer};
 use super::rows::{Activation, ChannelScale};
 use super::{Kernels, room};
 use crate::exec::Exec;
@@ -139,17 +139,14 @@ impl Depthwise {
         let activation = self.activation;
         let finish = ChannelScale { offset: &offset, factor: &factor, bias: &self.bias, activation };
         let offsets = g.tap_offsets();
+        let quantizer = Quantizer { table: self.table.as_ref(), inverse, zero, flip: 0 };
         f(&Pass {
             geometry: g,
             zero: zero as u8,
-            convert: &|x, line| match &self.table {
-                Some(table) => table.quantize(kernels, x, line),
-                // SAFETY: the kernels came from `available`, here and below.
-                None => unsafe { (rows.quantize)(x, inverse, zero, 0, line) },
-            },
+            convert: &|x, line| quantizer.quantize(kernels, x, line),
             row: &|canvas, out| {
                 let row = DepthwiseRow { canvas, offsets: &offsets, taps, geometry: g };
-                // SAFETY: as above.
+                // SAFETY: the kernels came from `available`.
                 unsafe { (rows.depthwise_i8)(&row, &finish, out) };
             },
             canvas: &BYTES,

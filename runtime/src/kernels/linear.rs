@@ -1,6 +1,6 @@
 //! A linear layer over rows: normalize, quantize, multiply, finish, in one pass over blocks of rows.
 
-use super::requantize::{ByteTable, Grid, Table};
+use super::requantize::{ByteTable, Grid, Quantizer, Table};
 use super::rows::{Activation, Norm, Quants, RowQuant, Target};
 use super::{F32Weights, FloatJob, I8Weights, Kernels, MR_F32, MR_I8, NR, PanelJob, room};
 use crate::exec::Exec;
@@ -340,11 +340,8 @@ impl Linear {
             };
             let each = x.chunks_exact(k).zip(bytes.chunks_exact_mut(stride));
             for ((x, q), (scale, inverse, zero)) in each.zip(parameters) {
-                match &self.table {
-                    Some(table) => table.quantize(kernels, x, &mut q[..k]),
-                    // SAFETY: `kernels` came from `available`.
-                    None => unsafe { (kernels.rows.quantize)(x, inverse, zero, kernels.flip, &mut q[..k]) },
-                }
+                let quantizer = Quantizer { table: self.table.as_ref(), inverse, zero, flip: kernels.flip };
+                quantizer.quantize(kernels, x, &mut q[..k]);
                 rows.quants.push(RowQuant { scale, zero: zero as i32 - offset });
             }
         }

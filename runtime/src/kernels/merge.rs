@@ -6,7 +6,7 @@
 //! compared, so that this costs next to nothing beside a block.
 
 use super::attention::HeadView;
-use super::{NR, RowsOf};
+use super::{NR, ROWS_F32, RowsOf};
 use crate::exec::Exec;
 
 /// Decides which tokens are merged.
@@ -25,9 +25,6 @@ pub struct Match {
     /// How many tokens go.
     pub merged: usize,
 }
-
-/// Tokens that are compared with those of the other side at once: whole tiles on every CPU.
-const ROWS: usize = 12;
 
 /// Added to the squared length of a key before the root, so that a key of zeros is like no other.
 pub const EPSILON: f32 = 1e-12;
@@ -60,10 +57,10 @@ impl Match {
             unit(p + 2 * j + 1).iter().enumerate().for_each(|(k, v)| panel[k * NR + j % NR] = *v);
         }
         let stride = nb.next_multiple_of(NR);
-        let mut scores = vec![0.; ROWS * stride];
+        let mut scores = vec![0.; ROWS_F32 * stride];
         let mut best = Vec::with_capacity(na);
-        for first in (0..na).step_by(ROWS) {
-            let (x, n) = (&units[(p + 2 * first) * self.dim..], ROWS.min(na - first));
+        for first in (0..na).step_by(ROWS_F32) {
+            let (x, n) = (&units[(p + 2 * first) * self.dim..], ROWS_F32.min(na - first));
             let rows = RowsOf { x, n, width: self.dim, stride: 2 * self.dim };
             exec.kernels.multiply(&rows, &panels, &mut scores, stride);
             best.extend(scores.chunks_exact(stride).take(n).map(|row| largest(&row[..nb])));

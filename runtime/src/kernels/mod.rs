@@ -36,6 +36,8 @@ pub const NR: usize = 16;
 pub const MR_I8: usize = 4;
 /// Rows of a float tile.
 pub const MR_F32: usize = 6;
+/// Rows that float products take at once where there are so many: whole tiles on every CPU.
+const ROWS_F32: usize = 12;
 /// Inputs of one integer group: what a 4-way dot product takes at once.
 pub const GROUP: usize = 4;
 
@@ -93,7 +95,8 @@ pub struct Kernels {
     /// Multiplies rows of floats with panels and finishes them into the target.
     ///
     /// # Safety
-    /// The CPU must have the instruction set; see [`FloatJob`].
+    /// The CPU must have the instruction set; the job must have as many rows of `k` floats as its target, whose pointers must
+    /// be valid.
     pub panels_f32: unsafe fn(job: &FloatJob),
     /// 16-bit tiles, where that is faster than floats: sums over `2 * pairs` values of row × column; `b` is
     /// `[panels][pairs][NR][2]`. Each row of sums starts `stride` floats after the one before it; the sums of each panel

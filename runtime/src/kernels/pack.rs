@@ -327,9 +327,4 @@ impl F32Weights {
         }
         F32Weights { k, n, panels }
     }
-
-    /// One panel, `[k][NR]`.
-    pub fn panel(&self, p: usize) -> &[f32] {
-        &self.panels[p * self.k * NR..][..self.k * NR]
-    }
 }

@@ -30,13 +30,18 @@ impl Requantize {
             Requantize::Static(grid) => grid,
             Requantize::Whole => {
                 let (scale, _, zero) = InputQuant::Whole.parameters(kernels, x);
-                Grid { scale, low: -zero, high: 255. - zero }
+                Grid::of_bytes(scale, zero)
             }
         }
     }
 }
 
 impl Grid {
+    /// What bytes with this step and zero point stand for.
+    pub fn of_bytes(scale: f32, zero: f32) -> Grid {
+        Grid { scale, low: -zero, high: 255. - zero }
+    }
+
     /// `scale · clamp(round(x / scale), low, high)` in place, ties to even. NaN becomes the lowest.
     pub fn round(self, kernels: &Kernels, x: &mut [f32]) {
         self.round_product(kernels, x, 1.);
@@ -66,8 +71,7 @@ const PLACES: usize = 512;
 impl Table {
     /// What it rounds to first.
     pub fn grid(&self) -> Grid {
-        let zero = f32::from(self.zero);
-        Grid { scale: self.scale, low: -zero, high: 255. - zero }
+        Grid::of_bytes(self.scale, f32::from(self.zero))
     }
 
     /// Rounds and looks up, in place.
@@ -101,11 +105,34 @@ impl ByteTable {
     }
 
     /// Rounds and looks up.
-    pub fn quantize(&self, kernels: &Kernels, x: &[f32], out: &mut [u8]) {
+    fn quantize(&self, kernels: &Kernels, x: &[f32], out: &mut [u8]) {
         // SAFETY: `kernels` came from `available`.
         unsafe {
             (kernels.rows.quantize)(x, 1. / self.scale, f32::from(self.zero), 0, out);
             (kernels.rows.lookup)(&self.bytes, out);
+        }
+    }
+}
+
+/// How a layer's input becomes bytes.
+pub struct Quantizer<'a> {
+    /// Function of the input, if there is one; its bytes are made for the same zero point and `flip`.
+    pub table: Option<&'a ByteTable>,
+    /// Inverse of the step.
+    pub inverse: f32,
+    /// Zero point, 0…255.
+    pub zero: f32,
+    /// Bytes are stored exclusive-or this.
+    pub flip: u8,
+}
+
+impl Quantizer<'_> {
+    /// Quantizes values.
+    pub fn quantize(&self, kernels: &Kernels, x: &[f32], out: &mut [u8]) {
+        match self.table {
+            Some(table) => table.quantize(kernels, x, out),
+            // SAFETY: `kernels` came from `available`.
+            None => unsafe { (kernels.rows.quantize)(x, self.inverse, self.zero, self.flip, out) },
         }
     }
 }

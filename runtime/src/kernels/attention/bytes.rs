@@ -229,7 +229,7 @@ mod tests {
 
     /// Queries and values token by token, keys dim by dim; zero points off the middle, signed probabilities.
     fn attention([queries, keys, dim, dim_v]: [usize; 4]) -> Attention {
-        let grid = |scale: f32, zero: f32| Grid { scale, low: -zero, high: 255. - zero };
+        let grid = Grid::of_bytes;
         let rows = |input, n, width| {
             let strides = [n * HEADS * width, width, HEADS * width, 1];
             HeadView { input, offset: 0, strides }

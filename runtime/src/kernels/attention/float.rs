@@ -1,10 +1,7 @@
 //! A head in float32.
 
-use super::super::{RowsOf, room};
+use super::super::{ROWS_F32, RowsOf, room};
 use super::{Head, NR, Output};
-
-/// Queries at once: whole tiles on every CPU.
-const ROWS: usize = 12;
 
 #[derive(Default)]
 pub struct Scratch {
@@ -28,10 +25,10 @@ pub fn run(head: &Head, out: &Output, s: &mut Scratch, scores: &mut Vec<f32>) {
     pack(&mut s.values, a.dim_v, nk, x, dim, token);
     let (x, [token, dim]) = head.view(&a.q);
     let direct = dim == 1 && a.grids.q.is_none();
-    let (scores, width) = (room(scores, ROWS * padded), a.dim_v.next_multiple_of(NR));
-    s.sums.resize(ROWS * width, 0.);
-    for m in (0..nq).step_by(ROWS) {
-        let n = ROWS.min(nq - m);
+    let (scores, width) = (room(scores, ROWS_F32 * padded), a.dim_v.next_multiple_of(NR));
+    let sums = room(&mut s.sums, ROWS_F32 * width);
+    for m in (0..nq).step_by(ROWS_F32) {
+        let n = ROWS_F32.min(nq - m);
         let x = &x[m * token..];
         if !direct {
             s.queries.clear();
@@ -42,15 +39,15 @@ pub fn run(head: &Head, out: &Output, s: &mut Scratch, scores: &mut Vec<f32>) {
         }
         let (x, stride) = if direct { (x, token) } else { (&s.queries[..], d) };
         head.kernels.multiply(&RowsOf { x, n, width: d, stride }, &s.keys, scores, padded);
-        let mut factors = [0.; ROWS];
+        let mut factors = [0.; ROWS_F32];
         for (i, (scores, factor)) in scores.chunks_exact_mut(padded).zip(&mut factors).enumerate().take(n) {
             let scale = head.scores(m + i, 1., scores);
             *factor = head.exponentials(scale, scores);
         }
         let probabilities = RowsOf { x: scores, n, width: nk, stride: padded };
-        head.kernels.multiply(&probabilities, &s.values, &mut s.sums, width);
+        head.kernels.multiply(&probabilities, &s.values, sums, width);
         for column in (0..a.dim_v).step_by(NR) {
-            head.write(out, m, column, (&s.sums[column..], width), &factors);
+            head.write(out, m, column, (&sums[column..], width), &factors);
         }
     }
 }

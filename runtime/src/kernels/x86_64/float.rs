@@ -80,6 +80,7 @@ unsafe fn some<const P: usize>(job: &FloatJob, p: usize, activate: impl Fn(__m51
 
 /// Where the part of the next panels begins that falls to the rows from `m` on, and floats from one input's part to the next.
 fn share(next: &[[f32; NR]], m: usize, k: usize) -> (*const f32, usize) {
+    // Half a line: four blocks of rows fetch two panels.
     const STEP: usize = NR / 2;
     match next.as_flattened().get(m / BLOCK * k * STEP..) {
         Some(rest) if !rest.is_empty() => (rest.as_ptr(), STEP),
@@ -120,15 +121,22 @@ unsafe fn multiply<const M: usize, const P: usize>(
 /// As [`rows::activate`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
 pub fn activate(activation: Activation, x: &mut [f32]) {
-    if activation != Activation::Silu {
-        return rows::activate::<true>(activation, x);
-    }
     let (chunks, rest) = x.as_chunks_mut::<NR>();
-    for c in chunks {
-        // SAFETY: a chunk holds 16 values.
-        unsafe { _mm512_storeu_ps(c.as_mut_ptr(), silu(_mm512_loadu_ps(c.as_ptr()))) };
+    match activation {
+        Activation::Silu => each(chunks, |x| silu(x)),
+        Activation::Gelu => each(chunks, |x| gelu(x)),
+        other => rows::activate::<true>(other, chunks.as_flattened_mut()),
     }
     rows::activate::<true>(activation, rest);
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
+fn each(chunks: &mut [[f32; NR]], f: impl Fn(__m512) -> __m512) {
+    for c in chunks {
+        // SAFETY: a chunk holds 16 values.
+        unsafe { _mm512_storeu_ps(c.as_mut_ptr(), f(_mm512_loadu_ps(c.as_ptr()))) };
+    }
 }
 
 /// As [`rows::exponentials`].

@@ -105,19 +105,25 @@ const GELU: [[f32; NR]; 5] = [
 /// What counts as infinite there: |x|·Φ(−|x|) is below 7e-8.
 const GELU_END: f32 = 5.6;
 
+/// Of each row of a table the element that the four lowest bits of each lane name: those of what [`ROUND`] rounded.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
+fn pick<const N: usize>(table: &[[f32; NR]; N], place: __m512) -> [__m512; N] {
+    table.each_ref().map(|row| {
+        // SAFETY: a row is one vector.
+        _mm512_permutexvar_ps(_mm512_castps_si512(place), unsafe { _mm512_loadu_ps(row.as_ptr()) })
+    })
+}
+
 /// GELU with erf, absolute error below 1e-6.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
 pub fn gelu(x: __m512) -> __m512 {
     let a = _mm512_min_ps(_mm512_set1_ps(GELU_END), _mm512_abs_ps(x));
-    // The permutation takes the four lowest bits of what is rounded.
     let place = _mm512_fmadd_ps(a, _mm512_set1_ps(15.5 / GELU_END), _mm512_set1_ps(ROUND));
     let multiple = _mm512_sub_ps(place, _mm512_set1_ps(ROUND));
     let r = _mm512_fmadd_ps(multiple, _mm512_set1_ps(-GELU_END / 15.5), a);
-    let [first, rest @ ..] = GELU.map(|row| {
-        // SAFETY: a row is one vector.
-        _mm512_permutexvar_ps(_mm512_castps_si512(place), unsafe { _mm512_loadu_ps(row.as_ptr()) })
-    });
+    let [first, rest @ ..] = pick(&GELU, place);
     let less = rest.into_iter().fold(first, |less, c| _mm512_fmadd_ps(less, r, c));
     _mm512_sub_ps(_mm512_max_ps(_mm512_setzero_ps(), x), less)
 }
@@ -213,13 +219,9 @@ const COARSE_GELU: [[f32; NR]; 3] = [
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
 pub fn coarse_gelu(x: __m512) -> __m512 {
-    // The permutation takes the four lowest bits of what is rounded.
     let a = _mm512_min_ps(_mm512_set1_ps(math::GELU_END), _mm512_abs_ps(x));
     let place = _mm512_fmadd_ps(a, _mm512_set1_ps(15.5 / math::GELU_END), _mm512_set1_ps(ROUND));
-    let [square, linear, constant] = COARSE_GELU.map(|row| {
-        // SAFETY: a row is one vector.
-        _mm512_permutexvar_ps(_mm512_castps_si512(place), unsafe { _mm512_loadu_ps(row.as_ptr()) })
-    });
+    let [square, linear, constant] = pick(&COARSE_GELU, place);
     let less = _mm512_fmadd_ps(_mm512_fmadd_ps(square, a, linear), a, constant);
     _mm512_sub_ps(_mm512_max_ps(_mm512_setzero_ps(), x), less)
 }
